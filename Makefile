@@ -1,0 +1,108 @@
+# evstream: make help lists what it does.
+
+MODULE_big = evstream
+OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
+EXTENSION = evstream
+DATA = $(sort $(wildcard evstream--*.sql))
+PGFILEDESC = "evstream - event tracking and aggregation"
+
+PG_CPPFLAGS = -Isrc
+# -Wclobbered cries wolf at PG_TRY(), as PostgreSQL knows, which goes without it.
+PG_CFLAGS = -Wextra -Wno-unused-parameter -Wno-missing-field-initializers -Wno-sign-compare -Wno-clobbered
+SHLIB_LINK = -lrdkafka
+
+# The order of the tests: sql/schedule, where there is one.
+REGRESS = $(if $(wildcard sql/schedule),$(shell sed -n 's/^test: *//p' sql/schedule),$(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql))))
+ISOLATION = $(patsubst specs/%.spec,%,$(sort $(wildcard specs/*.spec)))
+
+BENCH_BIN = bench/evgen bench/kprobe
+EXTRA_CLEAN = $(BENCH_BIN) results
+
+PG_CONFIG ?= pg_config
+export PG_CONFIG
+
+# These work on a machine that has no more than make, bash and apt: PostgreSQL's
+# makefiles are read only for the other targets.
+HABITS = help deps demo check accept format lint bench $(BENCH_BIN)
+
+.PHONY: $(filter-out $(BENCH_BIN),$(HABITS))
+
+ifneq ($(filter-out $(HABITS),$(or $(MAKECMDGOALS),all)),)
+
+ifneq ($(filter-out $(BENCH_BIN),$(filter $(HABITS),$(MAKECMDGOALS))),)
+$(error run make $(filter-out $(BENCH_BIN),$(filter $(HABITS),$(MAKECMDGOALS))) by itself)
+endif
+
+ifeq ($(shell command -v $(PG_CONFIG)),)
+$(error $(PG_CONFIG) not found: "make deps" installs what a build needs on Debian, or name it with PG_CONFIG=)
+endif
+
+# Bitcode for JIT inlining is of no use here, and needs clang.
+ifeq ($(origin with_llvm),undefined)
+override with_llvm = no
+endif
+
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+
+ifeq ($(PORTNAME),linux)
+SHLIB_LINK += -Wl,--version-script=scripts/exports.map
+evstream.so: scripts/exports.map
+endif
+
+$(OBJS): $(wildcard src/*.h)
+
+else
+
+# All that a user does, in one list.
+help:
+	@echo 'make                  build the extension'
+	@echo 'make install          install it (as root)'
+	@echo 'make installcheck     SQL and isolation tests against the running server, which preloads evstream'
+	@echo 'make demo             100,000 events through a throwaway server, compared with the truth'
+	@echo 'make demo KAFKA=1     the same through a throwaway Kafka'
+	@echo 'make check            every test, in servers and a broker of their own'
+	@echo 'make check T=name     one of them: sql/name.sql, specs/name.spec, t/name.pl, test/name.c ...'
+	@echo 'make accept           take the results that the last check saw as the expected ones'
+	@echo 'make bench            what one consumer takes, against plain COPY and an aggregate'
+	@echo 'make format           lay out the C files'
+	@echo 'make lint             warnings as errors, exported names, scripts'
+	@echo 'make deps             install what the above need (Debian, apt)'
+	@echo 'make clean            remove what was built'
+
+deps:
+	@scripts/deps.sh build test
+
+demo:
+	@scripts/deps.sh build $(if $(filter-out 0,$(KAFKA)),kafka)
+	@KAFKA='$(KAFKA)' scripts/demo.sh
+
+check:
+	@scripts/deps.sh build test $(if $(CI),kafka)
+	@scripts/check.sh $(T)
+
+accept:
+	@scripts/accept.sh
+
+bench:
+	@scripts/deps.sh build kafka
+	@scripts/bench.sh
+
+format:
+	@scripts/deps.sh format
+	clang-format -i $(wildcard src/*.c src/*.h bench/*.c bench/*.h test/*.c test/*.h)
+
+lint:
+	@scripts/deps.sh build test
+	@scripts/lint.sh
+
+endif
+
+# The tools around it are plain programs. evgen may be several files.
+TOOL_CFLAGS = -std=gnu99 -O2 -g -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare
+
+bench/evgen: $(wildcard bench/evgen*.c) $(wildcard bench/evgen*.h)
+	$(or $(CC),cc) $(TOOL_CFLAGS) -o $@ $(filter %.c,$^) -lrdkafka -lm
+
+bench/kprobe: bench/kprobe.c
+	$(or $(CC),cc) $(TOOL_CFLAGS) -o $@ $< -lrdkafka

@@ -1,0 +1,2 @@
+-- Run once by the image's entry point, in the database POSTGRES_DB.
+CREATE EXTENSION evstream;

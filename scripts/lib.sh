@@ -1,0 +1,68 @@
+# Shell functions that check, demo and bench share. Sourced, by bash.
+
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+PG_CONFIG=${PG_CONFIG:-pg_config}
+export PG_CONFIG
+PATH=$PATH:/usr/sbin:/sbin
+
+# PostgreSQL refuses to run as root: then its own user runs the command.
+as_pg()
+{
+	if [ "$(id -u)" = 0 ]; then
+		runuser -u postgres -- "$@"
+	else
+		"$@"
+	fi
+}
+
+# Make DIR, below which the user of as_pg() may write.
+pg_dir()
+{
+	mkdir -p "$1"
+	[ "$(id -u)" != 0 ] || chown -R postgres: "$1"
+}
+
+# Build, and install into a copy of PostgreSQL below DIR, so that the system's is
+# not touched and no root is needed (PostgreSQL finds its files relative to its
+# program). Sets BINDIR. The build's output goes to DIR.log.
+private_install()
+{
+	local dir=$1 sub
+	rm -rf "$dir"
+	for sub in "$($PG_CONFIG --bindir)" "$($PG_CONFIG --pkglibdir)" "$($PG_CONFIG --sharedir)"; do
+		mkdir -p "$dir$sub"
+		(cd "$sub" && tar -cf - --exclude=./bitcode --exclude=./pgxs --exclude=./man .) | tar -xf - -C "$dir$sub"
+	done
+	if ! { make -s -C "$REPO" -j"$(nproc)" all && make -s -C "$REPO" install DESTDIR="$dir"; } >"$dir.log" 2>&1; then
+		cat "$dir.log" >&2
+		echo "the build failed" >&2
+		return 1
+	fi
+	BINDIR=$dir$($PG_CONFIG --bindir)
+}
+
+# End every server and broker whose files are below DIR, for the exit of a script
+# that started them there.
+end_servers()
+{
+	local file pid
+	while read -r file; do
+		pid=$(head -n 1 "$file" 2>/dev/null) || continue
+		[ "$(readlink "/proc/$pid/cwd" 2>/dev/null)" = "$(dirname "$file")" ] || continue
+		kill -QUIT "$pid" 2>/dev/null || true
+	done < <(find "$1" -name postmaster.pid 2>/dev/null)
+	while read -r file; do
+		"$REPO/scripts/kafka.sh" kill "$(dirname "$file")" 2>/dev/null || true
+	done < <(find "$1" -name kafka.pid 2>/dev/null)
+}
+
+# A port of 127.0.0.1 on which nobody listens.
+free_port()
+{
+	local port
+	for _ in $(seq 200); do
+		port=$((20000 + RANDOM % 12000))
+		(exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || { echo "$port"; return 0; }
+	done
+	return 1
+}

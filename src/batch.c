@@ -1,0 +1,591 @@
+/*-------------------------------------------------------------------------
+ *
+ * batch.c
+ *	  The batch log, and the transaction that stores a batch of records.
+ *
+ * The first statement of a batch inserts its row into the batch log: the
+ * position moves in the transaction of the data, and the unique key stops a
+ * second owner of the partition.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "port/pg_crc32c.h"
+#include "utils/builtins.h"
+#include "utils/datetime.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+#include "utils/xid8.h"
+
+#include "batch.h"
+#include "compat.h"
+#include "daily.h"
+#include "dedupe.h"
+#include "event_id.h"
+#include "settings.h"
+#include "store.h"
+
+#define UNIX_EPOCH_OFFSET_US \
+	((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
+
+/* What a batch holds of one partition */
+typedef struct BatchPart
+{
+	LogPartition *part;
+	int64		to_offset;
+	const BatchRecord *last;
+	TimestampTz next_received_at;
+	TimestampTz last_received_at;
+} BatchPart;
+
+static uint64
+execute(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls, int expected)
+{
+	int			rc = SPI_execute_with_args(sql, nargs, types, values, nulls, false, 0);
+
+	if (rc != expected)
+		elog(ERROR, "unexpected result %s of \"%s\"", SPI_result_code_string(rc), sql);
+	return SPI_processed;
+}
+
+static Datum
+column(uint64 row, int number, bool *isnull)
+{
+	bool		null;
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, number, &null);
+
+	if (isnull)
+		*isnull = null;
+	else if (null)
+		elog(ERROR, "unexpected null in column %d", number);
+	return value;
+}
+
+/* ---- logs ---- */
+
+/* One at a time: relay and consumers may come here together. */
+static void
+lock_logs(void)
+{
+	execute("LOCK TABLE evstream.logs IN SHARE ROW EXCLUSIVE MODE", 0, NULL, NULL, NULL, SPI_OK_UTILITY);
+}
+
+#define NEWEST_LOG \
+	"SELECT log_id FROM evstream.logs WHERE cluster_id = $1 AND topic = $2 ORDER BY incarnation DESC LIMIT 1"
+
+int32
+batch_log_id(const char *cluster_id, const char *topic)
+{
+	Oid			types[2] = {TEXTOID, TEXTOID};
+	Datum		values[2] = {CStringGetTextDatum(cluster_id), CStringGetTextDatum(topic)};
+
+	if (execute(NEWEST_LOG, 2, types, values, NULL, SPI_OK_SELECT) == 0)
+	{
+		lock_logs();
+		if (execute(NEWEST_LOG, 2, types, values, NULL, SPI_OK_SELECT) == 0)
+			execute("INSERT INTO evstream.logs (log_id, kind, cluster_id, topic)"
+					" SELECT GREATEST(2, max(log_id)) + 1, 'kafka', $1, $2 FROM evstream.logs RETURNING log_id",
+					2, types, values, NULL, SPI_OK_INSERT_RETURNING);
+	}
+	return DatumGetInt32(column(0, 1, NULL));
+}
+
+void
+batch_log_renew(int32 log_id)
+{
+	Oid			types[1] = {INT4OID};
+	Datum		values[1] = {Int32GetDatum(log_id)};
+
+	lock_logs();
+	execute("INSERT INTO evstream.logs (log_id, kind, cluster_id, topic, incarnation, first_partitions)"
+			" SELECT (SELECT max(log_id) FROM evstream.logs) + 1, 'kafka', l.cluster_id, l.topic, l.incarnation + 1, 0"
+			" FROM evstream.logs l WHERE l.log_id = $1 AND NOT EXISTS (SELECT FROM evstream.logs n"
+			"   WHERE n.cluster_id = l.cluster_id AND n.topic = l.topic AND n.incarnation > l.incarnation)",
+			1, types, values, NULL, SPI_OK_INSERT);
+}
+
+int
+batch_log_first_partitions(int32 log_id, int npartitions)
+{
+	Oid			types[2] = {INT4OID, INT4OID};
+	Datum		values[2] = {Int32GetDatum(log_id), Int32GetDatum(npartitions)};
+
+	execute("UPDATE evstream.logs SET first_partitions = $2 WHERE log_id = $1 AND first_partitions IS NULL",
+			2, types, values, NULL, SPI_OK_UPDATE);
+	if (execute("SELECT first_partitions FROM evstream.logs WHERE log_id = $1", 1, types, values, NULL, SPI_OK_SELECT) == 0)
+		elog(ERROR, "log %d does not exist", log_id);
+	return DatumGetInt32(column(0, 1, NULL));
+}
+
+bool
+batch_log_has_positions(int32 log_id, int npartitions)
+{
+	Oid			types[2] = {INT4OID, INT4OID};
+	Datum		values[2] = {Int32GetDatum(log_id), Int32GetDatum(npartitions)};
+
+	execute("SELECT pg_catalog.count(*) >= $2 FROM evstream.partitions WHERE log_id = $1 AND log_partition < $2",
+			2, types, values, NULL, SPI_OK_SELECT);
+	return DatumGetBool(column(0, 1, NULL));
+}
+
+char *
+batch_log_name(int32 log_id)
+{
+	Oid			types[1] = {INT4OID};
+	Datum		values[1] = {Int32GetDatum(log_id)};
+
+	if (execute("SELECT kind || COALESCE('/' || cluster_id || '/' || topic || '/' || incarnation, '') FROM evstream.logs WHERE log_id = $1",
+				1, types, values, NULL, SPI_OK_SELECT) == 0)
+		elog(ERROR, "log %d does not exist", log_id);
+	return TextDatumGetCString(column(0, 1, NULL));
+}
+
+/* ---- partitions ---- */
+
+void
+batch_load_partition(LogPartition *part, int32 log_id, int32 partition, MemoryContext context)
+{
+	Oid			types[2] = {INT4OID, INT4OID};
+	Datum		values[2] = {Int32GetDatum(log_id), Int32GetDatum(partition)};
+	bool		isnull;
+	char	   *name = batch_log_name(log_id);
+
+	memset(part, 0, sizeof(*part));
+	part->log_id = log_id;
+	part->partition = partition;
+	part->log_name = MemoryContextStrdup(context, name);
+	part->last_timestamp = -1;
+	if (execute("SELECT generation, start_offset, forced, seek_id FROM evstream.partitions"
+				" WHERE log_id = $1 AND log_partition = $2", 2, types, values, NULL, SPI_OK_SELECT) == 0)
+		return;
+	part->exists = true;
+	part->generation = DatumGetInt32(column(0, 1, NULL));
+	part->position = DatumGetInt64(column(0, 2, NULL));
+	part->forced = DatumGetBool(column(0, 3, NULL));
+	part->seek_id = DatumGetInt64(column(0, 4, NULL));
+
+	/* received_at grows within the partition, through all generations */
+	execute("SELECT max(last_received_at) FROM evstream.batch_log WHERE log_id = $1 AND log_partition = $2",
+			2, types, values, NULL, SPI_OK_SELECT);
+	part->last_received_at = DatumGetTimestampTz(column(0, 1, &isnull));
+	if (isnull)
+		part->last_received_at = 0;
+
+	if (execute("SELECT b.to_offset, b.last_offset, b.last_timestamp, b.last_crc"
+				" FROM evstream.batch_log b JOIN evstream.partitions p USING (log_id, log_partition, generation)"
+				" WHERE log_id = $1 AND log_partition = $2 ORDER BY b.from_offset DESC LIMIT 1",
+				2, types, values, NULL, SPI_OK_SELECT) > 0)
+	{
+		part->has_last = true;
+		part->position = DatumGetInt64(column(0, 1, NULL));
+		part->last_offset = DatumGetInt64(column(0, 2, NULL));
+		part->last_timestamp = DatumGetInt64(column(0, 3, &isnull));
+		if (isnull)
+			part->last_timestamp = -1;
+		part->last_crc = (uint32) DatumGetInt64(column(0, 4, &isnull));
+		if (isnull)
+			part->has_last = false;
+	}
+
+	if (part->forced)
+		return;
+	execute("SELECT pg_catalog.lower(r), pg_catalog.upper(r) FROM evstream.partitions p,"
+			" pg_catalog.unnest(p.consumed + COALESCE((SELECT pg_catalog.range_agg(pg_catalog.int8range(b.from_offset, b.to_offset))"
+			"   FROM evstream.batch_log b WHERE b.log_id = p.log_id AND b.log_partition = p.log_partition"
+			"   AND b.generation <> p.generation), '{}')) r"
+			" WHERE p.log_id = $1 AND p.log_partition = $2 ORDER BY 1", 2, types, values, NULL, SPI_OK_SELECT);
+	part->nconsumed = (int) SPI_processed;
+	part->consumed = MemoryContextAlloc(context, Max(1, part->nconsumed) * sizeof(OffsetRange));
+	for (int i = 0; i < part->nconsumed; i++)
+	{
+		part->consumed[i].from = DatumGetInt64(column(i, 1, NULL));
+		part->consumed[i].to = DatumGetInt64(column(i, 2, NULL));
+	}
+}
+
+void
+batch_create_partition(LogPartition *part, int64 start_offset, int64 seek_id)
+{
+	Oid			types[4] = {INT4OID, INT4OID, INT8OID, INT8OID};
+	Datum		values[4] = {Int32GetDatum(part->log_id), Int32GetDatum(part->partition),
+	Int64GetDatum(start_offset), Int64GetDatum(seek_id)};
+
+	execute("INSERT INTO evstream.partitions (log_id, log_partition, generation, start_offset, seek_id)"
+			" VALUES ($1, $2, 0, $3, $4)", 4, types, values, NULL, SPI_OK_INSERT);
+	part->exists = true;
+	part->position = start_offset;
+	part->seek_id = seek_id;
+}
+
+void
+batch_seek_partition(LogPartition *part, int64 start_offset, bool forced, int64 seek_id)
+{
+	Oid			types[6] = {INT4OID, INT4OID, INT8OID, BOOLOID, INT8OID, INT4OID};
+	Datum		values[6] = {Int32GetDatum(part->log_id), Int32GetDatum(part->partition),
+		Int64GetDatum(start_offset), BoolGetDatum(forced), Int64GetDatum(seek_id),
+	Int32GetDatum(part->generation)};
+
+	if (execute("UPDATE evstream.partitions SET generation = generation + 1, start_offset = $3, forced = $4, seek_id = $5"
+				" WHERE log_id = $1 AND log_partition = $2 AND generation = $6", 6, types, values, NULL, SPI_OK_UPDATE) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_EVSTREAM_MOVED),
+				 errmsg("partition %d was moved by another consumer", part->partition)));
+}
+
+bool
+batch_was_consumed(const LogPartition *part, int64 offset)
+{
+	int			low = 0;
+	int			high = part->nconsumed;
+
+	/* the last range that begins at or before offset */
+	while (low < high)
+	{
+		int			middle = (low + high) / 2;
+
+		if (part->consumed[middle].from <= offset)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low > 0 && offset < part->consumed[low - 1].to;
+}
+
+uint32
+batch_record_crc(const BatchRecord *record)
+{
+	pg_crc32c	crc;
+
+	INIT_CRC32C(crc);
+	if (record->key != NULL)
+		COMP_CRC32C(crc, record->key, record->key_len);
+	if (record->value != NULL)
+		COMP_CRC32C(crc, record->value, record->value_len);
+	FIN_CRC32C(crc);
+	return crc;
+}
+
+bool
+batch_is_paused(void)
+{
+	execute("SELECT EXISTS (SELECT FROM evstream.state WHERE paused) OR NOT EXISTS (SELECT FROM evstream.state)"
+			" OR EXISTS (SELECT FROM evstream.restored)", 0, NULL, NULL, NULL, SPI_OK_SELECT);
+	return DatumGetBool(column(0, 1, NULL));
+}
+
+/* ---- parsing ---- */
+
+static DateADT
+day_of(TimestampTz at, pg_tz *zone)
+{
+	struct pg_tm tm;
+	fsec_t		fsec;
+	int			tz;
+
+	if (timestamp2tm(at, &tz, &tm, &fsec, NULL, zone) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+				 errmsg("timestamp out of range")));
+	return date2j(tm.tm_year, tm.tm_mon, tm.tm_mday) - POSTGRES_EPOCH_JDATE;
+}
+
+void
+batch_parse(Batch *batch)
+{
+	EventLimits limits = {0};
+
+	limits.max_bytes = setting_max_event_bytes;
+	limits.now_us = GetCurrentTimestamp() + UNIX_EPOCH_OFFSET_US;
+	limits.max_skew_us = setting_interval_us(setting_max_clock_skew);
+
+	for (int i = 0; i < batch->nrecords; i++)
+	{
+		BatchRecord *record = &batch->records[i];
+		char		detail[EVENT_DETAIL_SIZE];
+
+		if (record->pass_over || record->value == NULL)
+			continue;
+		if (record->condemned != EVENT_OK)
+		{
+			record->reason = record->condemned;
+			record->detail = record->condemned_detail;
+			continue;
+		}
+		limits.record_us = record->timestamp_us;
+		limits.traceparent = record->traceparent;
+		record->reason = event_parse(record->value, record->value_len, &limits, batch->arena,
+									 &record->event, detail);
+		if (record->reason == EVENT_NO_MEMORY)
+			ereport(ERROR,
+					(errcode(ERRCODE_OUT_OF_MEMORY),
+					 errmsg("out of memory")));
+		if (record->reason != EVENT_OK)
+		{
+			record->detail = pstrdup(detail);
+			continue;
+		}
+		if (!event_id_of(&record->event, &record->id) && !record->has_id)
+			event_id_derive(record->part->log_name, record->part->partition, record->offset, &record->id);
+		record->occurred_at = record->event.occurred_us - UNIX_EPOCH_OFFSET_US;
+		record->day = day_of(record->occurred_at, batch->zone);
+	}
+}
+
+/* ---- storing ---- */
+
+static BatchPart *
+collect_parts(Batch *batch, int *nparts)
+{
+	BatchPart  *parts = NULL;
+	int			allocated = 0;
+	int			n = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	for (int i = 0; i < batch->nrecords; i++)
+		batch->records[i].part->slot = -1;
+	for (int i = 0; i < batch->nrecords; i++)
+	{
+		BatchRecord *record = &batch->records[i];
+		LogPartition *part = record->part;
+		BatchPart  *bp;
+
+		if (part->slot < 0)
+		{
+			if (n == allocated)
+			{
+				allocated = allocated == 0 ? 16 : allocated * 2;
+				parts = parts == NULL ? palloc(allocated * sizeof(BatchPart)) :
+					repalloc(parts, allocated * sizeof(BatchPart));
+			}
+			part->slot = n;
+			bp = &parts[n++];
+			memset(bp, 0, sizeof(*bp));
+			bp->part = part;
+			bp->next_received_at = Max(now, part->last_received_at + 1);
+		}
+		bp = &parts[part->slot];
+		bp->to_offset = record->offset + 1;
+		bp->last = record;
+		record->received_at = bp->next_received_at++;
+		bp->last_received_at = record->received_at;
+	}
+	*nparts = n;
+	return parts;
+}
+
+static void
+moved(const LogPartition *part)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_EVSTREAM_MOVED),
+			 errmsg("partition %d of log %d was moved by another consumer", part->partition, part->log_id),
+			 errdetail("This consumer was at offset " INT64_FORMAT " of generation %d.",
+					   part->position, part->generation)));
+}
+
+/*
+ * Position and fence.  The row of the partition is locked against a change of
+ * generation.  Two owners at the same position meet in the unique key; one
+ * whose position is older is told by the rows that are ahead of it.
+ */
+static void
+log_batch(const BatchPart *bp)
+{
+	const LogPartition *part = bp->part;
+	Oid			types[12] = {INT4OID, INT4OID, INT4OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID,
+	TIMESTAMPTZOID, INT8OID, XID8OID, INT8OID};
+	Datum		values[12];
+	char		nulls[12];
+	bool		isnull;
+	int64		before;
+
+	memset(nulls, ' ', sizeof(nulls));
+	values[0] = Int32GetDatum(part->log_id);
+	values[1] = Int32GetDatum(part->partition);
+	values[2] = Int32GetDatum(part->generation);
+	values[3] = Int64GetDatum(part->position);
+	values[4] = Int64GetDatum(bp->to_offset);
+	values[5] = Int64GetDatum(bp->last->offset);
+	values[6] = Int64GetDatum(bp->last->timestamp_us / 1000);
+	values[7] = Int64GetDatum((int64) batch_record_crc(bp->last));
+	values[8] = TimestampTzGetDatum(bp->last_received_at);
+	values[9] = Int64GetDatum(bp->last->outbox_after.tick);
+	values[10] = FullTransactionIdGetDatum(FullTransactionIdFromU64(bp->last->outbox_after.xid));
+	values[11] = Int64GetDatum(bp->last->outbox_after.id);
+	if (part->log_id != LOG_EMBEDDED)
+		nulls[9] = nulls[10] = nulls[11] = 'n';
+
+	if (execute("WITH p AS MATERIALIZED (SELECT generation FROM evstream.partitions"
+				"   WHERE log_id = $1 AND log_partition = $2 FOR SHARE)"
+				" INSERT INTO evstream.batch_log (log_id, log_partition, generation, from_offset, to_offset,"
+				"   last_offset, last_timestamp, last_crc, last_received_at, tick, xid, id)"
+				" SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 FROM p WHERE p.generation = $3",
+				12, types, values, nulls, SPI_OK_INSERT) != 1)
+		moved(part);
+
+	/* with a new snapshot: the insert may have waited for another owner */
+	execute("SELECT (SELECT b.to_offset FROM evstream.batch_log b WHERE b.log_id = $1 AND b.log_partition = $2"
+			"   AND b.generation = $3 AND b.from_offset < $4 ORDER BY b.from_offset DESC LIMIT 1),"
+			" EXISTS (SELECT FROM evstream.batch_log b WHERE b.log_id = $1 AND b.log_partition = $2"
+			"   AND b.generation = $3 AND b.from_offset > $4)", 4, types, values, NULL, SPI_OK_SELECT);
+	before = DatumGetInt64(column(0, 1, &isnull));
+	if ((!isnull && before != part->position) || DatumGetBool(column(0, 2, NULL)))
+		moved(part);
+}
+
+typedef struct Candidate
+{
+	BatchRecord *record;
+	int			order;
+} Candidate;
+
+static int
+candidate_cmp(const void *a, const void *b)
+{
+	const Candidate *left = a;
+	const Candidate *right = b;
+	int			cmp = memcmp(left->record->id.data, right->record->id.data, UUID_LEN);
+
+	if (cmp != 0)
+		return cmp;
+	return left->order - right->order;
+}
+
+/* Marks what was seen before, in this batch or in the dedup window. */
+static void
+mark_duplicates(Batch *batch)
+{
+	Candidate  *candidates = palloc(Max(1, batch->nrecords) * sizeof(Candidate));
+	pg_uuid_t  *ids = palloc(Max(1, batch->nrecords) * sizeof(pg_uuid_t));
+	BatchRecord **owners = palloc(Max(1, batch->nrecords) * sizeof(BatchRecord *));
+	bool	   *is_new;
+	int			n = 0;
+	int			nids = 0;
+
+	for (int i = 0; i < batch->nrecords; i++)
+	{
+		BatchRecord *record = &batch->records[i];
+
+		if (record->pass_over || record->value == NULL || record->reason != EVENT_OK)
+			continue;
+		record->duplicate = false;
+		candidates[n].record = record;
+		candidates[n++].order = i;
+	}
+	qsort(candidates, n, sizeof(Candidate), candidate_cmp);
+	for (int i = 0; i < n; i++)
+	{
+		BatchRecord *record = candidates[i].record;
+
+		if (nids > 0 && memcmp(ids[nids - 1].data, record->id.data, UUID_LEN) == 0)
+		{
+			record->duplicate = true;
+			continue;
+		}
+		ids[nids] = record->id;
+		owners[nids++] = record;
+	}
+	if (nids == 0)
+		return;
+	is_new = palloc(nids * sizeof(bool));
+	dedupe_ids(ids, nids, is_new);
+	for (int i = 0; i < nids; i++)
+		owners[i]->duplicate = !is_new[i];
+}
+
+/* The stats of these days can not be rebuilt from stored events. */
+static void
+note_unstored_days(const Batch *batch)
+{
+	DateADT		last = 0;
+	bool		any = false;
+	Oid			types[2] = {DATEOID, TEXTOID};
+	Datum		values[2];
+
+	values[1] = CStringGetTextDatum(pg_get_timezone_name(batch->zone));
+	for (int i = 0; i < batch->nrecords; i++)
+	{
+		const BatchRecord *record = &batch->records[i];
+
+		if (!batch_is_new(record) || (any && record->day == last))
+			continue;
+		last = record->day;
+		any = true;
+		values[0] = DateADTGetDatum(last);
+		execute("INSERT INTO evstream.unstored_days (day, time_zone) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+				2, types, values, NULL, SPI_OK_INSERT);
+	}
+}
+
+void
+batch_store(Batch *batch)
+{
+	int			nparts;
+	BatchPart  *parts = collect_parts(batch, &nparts);
+	bool		any_new = false;
+
+	batch->nstored = batch->nduplicates = batch->ndead = batch->ntombstones = 0;
+	for (int i = 0; i < nparts; i++)
+		log_batch(&parts[i]);
+	if (batch->nrecords == 0)
+		return;
+
+	/*
+	 * Each of the next steps takes its row locks in one order, and all take the
+	 * steps in the same order, so that consumers do not deadlock.
+	 */
+	execute("INSERT INTO evstream.received_days (day)"
+			" VALUES ((pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date) ON CONFLICT DO NOTHING",
+			0, NULL, NULL, NULL, SPI_OK_INSERT);
+	mark_duplicates(batch);
+	for (int i = 0; i < batch->nrecords; i++)
+	{
+		const BatchRecord *record = &batch->records[i];
+
+		if (record->pass_over)
+			continue;
+		if (record->value == NULL)
+			batch->ntombstones++;
+		else if (record->reason != EVENT_OK)
+			batch->ndead++;
+		else if (record->duplicate)
+			batch->nduplicates++;
+		else
+			batch->nstored++;
+	}
+	any_new = batch->nstored > 0;
+	if (batch->ndead > 0)
+		store_dead_letters(batch);
+	if (any_new && setting_store_events)
+		store_events(batch);
+	else if (any_new)
+		note_unstored_days(batch);
+	if (any_new)
+		daily_add(batch);
+}
+
+void
+batch_stored(Batch *batch)
+{
+	for (int i = 0; i < batch->nrecords; i++)
+		batch->records[i].part->slot = -1;
+	for (int i = batch->nrecords - 1; i >= 0; i--)
+	{
+		const BatchRecord *record = &batch->records[i];
+		LogPartition *part = record->part;
+
+		if (part->slot >= 0)
+			continue;
+		part->slot = i;
+		part->position = record->offset + 1;
+		part->last_received_at = record->received_at;
+		part->has_last = true;
+		part->last_offset = record->offset;
+		part->last_timestamp = record->timestamp_us / 1000;
+		part->last_crc = batch_record_crc(record);
+	}
+}

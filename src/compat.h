@@ -1,0 +1,128 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *	  What differs between PostgreSQL 14 and 18, in one place.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef EVSTREAM_COMPAT_H
+#define EVSTREAM_COMPAT_H
+
+#include "postgres.h"
+
+#include "catalog/pg_database.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_namespace.h"
+#include "fmgr.h"
+#include "storage/ipc.h"
+#include "utils/acl.h"
+#include "utils/datetime.h"
+#include "utils/guc.h"
+#include "utils/timestamp.h"
+
+#if PG_VERSION_NUM < 140000
+#error "evstream needs PostgreSQL 14 or later"
+#endif
+
+#if PG_VERSION_NUM >= 180000
+#define COMPAT_MODULE_MAGIC PG_MODULE_MAGIC_EXT(.name = "evstream", .version = "1.0")
+#else
+#define COMPAT_MODULE_MAGIC PG_MODULE_MAGIC
+#endif
+
+/* Since 15 shared memory is asked for in a hook, before in _PG_init(). */
+#if PG_VERSION_NUM >= 150000
+#define COMPAT_HAVE_SHMEM_REQUEST_HOOK 1
+#endif
+
+#if PG_VERSION_NUM < 150000
+#define MarkGUCPrefixReserved(prefix) EmitWarningsOnPlaceholders(prefix)
+#endif
+
+/* A database that a failed DROP DATABASE has left behind; not in all minors. */
+#ifndef DATCONNLIMIT_INVALID_DB
+#define DATCONNLIMIT_INVALID_DB (-2)
+#endif
+
+#if PG_VERSION_NUM >= 160000
+#define compat_owns_database(oid)  object_ownercheck(DatabaseRelationId, oid, GetUserId())
+#define compat_owns_extension(oid) object_ownercheck(ExtensionRelationId, oid, GetUserId())
+#define compat_owns_schema(oid)	   object_ownercheck(NamespaceRelationId, oid, GetUserId())
+#else
+#define compat_owns_database(oid)  pg_database_ownercheck(oid, GetUserId())
+#define compat_owns_extension(oid) pg_extension_ownercheck(oid, GetUserId())
+#define compat_owns_schema(oid)	   pg_namespace_ownercheck(oid, GetUserId())
+#endif
+
+/* Settings that exist since 17, NULL before. */
+#if PG_VERSION_NUM >= 170000
+#define COMPAT_TRANSACTION_TIMEOUT "transaction_timeout"
+#else
+#define COMPAT_TRANSACTION_TIMEOUT NULL
+#endif
+
+/*
+ * Interval text to an interval, without raising: false where it is none.
+ * Callable in the postmaster.
+ */
+static inline bool
+compat_parse_interval(const char *text, Interval *span)
+{
+	char workbuf[256];
+	char *field[MAXDATEFIELDS];
+	int ftype[MAXDATEFIELDS];
+	int nf;
+	int dtype;
+	int error;
+#if PG_VERSION_NUM >= 150000
+	struct pg_itm_in parsed;
+#define COMPAT_PARSED &parsed
+#else
+	struct pg_tm parsed;
+	fsec_t fsec = 0;
+#define COMPAT_PARSED &parsed, &fsec
+#endif
+
+	memset(&parsed, 0, sizeof(parsed));
+	error = ParseDateTime(text, workbuf, sizeof(workbuf), field, ftype, MAXDATEFIELDS, &nf);
+	if (error == 0)
+		error = DecodeInterval(field, ftype, nf, INTERVAL_FULL_RANGE, &dtype, COMPAT_PARSED);
+	if (error == DTERR_BAD_FORMAT)
+	{
+		char copy[256];
+
+		strlcpy(copy, text, sizeof(copy));
+		error = DecodeISO8601Interval(copy, &dtype, COMPAT_PARSED);
+	}
+	if (error != 0 || dtype != DTK_DELTA)
+		return false;
+
+#if PG_VERSION_NUM >= 150000
+	return itmin2interval(&parsed, span) == 0;
+#else
+	return tm2interval(&parsed, fsec, span) == 0;
+#endif
+#undef COMPAT_PARSED
+}
+
+/* The local id of this backend's transaction. */
+#if PG_VERSION_NUM >= 170000
+#define compat_my_lxid() (MyProc->vxid.lxid)
+#else
+#define compat_my_lxid() (MyProc->lxid)
+#endif
+
+/* Index entries of a tuple that was just inserted, without ON CONFLICT. */
+#if PG_VERSION_NUM >= 160000
+#define compat_ExecInsertIndexTuples(rel, slot, estate) \
+	ExecInsertIndexTuples(rel, slot, estate, false, false, NULL, NIL, false)
+#else
+#define compat_ExecInsertIndexTuples(rel, slot, estate) \
+	ExecInsertIndexTuples(rel, slot, estate, false, false, NULL, NIL)
+#endif
+
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
+#endif /* EVSTREAM_COMPAT_H */

@@ -1,0 +1,533 @@
+/*-------------------------------------------------------------------------
+ *
+ * consumer.c
+ *	  The consumer worker: what its sources share, and the local logs.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/datetime.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "consumer.h"
+#include "event_id.h"
+#include "outbox.h"
+#include "settings.h"
+#include "status.h"
+#include "worker.h"
+
+#define UNIX_EPOCH_OFFSET_US \
+	((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
+
+/* Values of one batch from the outbox */
+#define LOCAL_BATCH_BYTES	(32 * 1024 * 1024)
+
+/* Safety against a wake-up that was not sent (PREPARE TRANSACTION) */
+#define IDLE_MS				1000
+#define PAUSED_MS			1000
+
+/* Tries of a batch as a whole before it is halved, and of one record alone */
+#define TRIES_WHOLE			2
+#define TRIES_ALONE			3
+
+ConsumerState consumer;
+
+PGDLLEXPORT void evstream_consumer_main(Datum main_arg);
+
+/* ---- storing ---- */
+
+typedef struct StoreUnit
+{
+	Batch		batch;
+	WorkerUnit	extra;			/* in the same transaction */
+	void	   *extra_arg;
+	bool		paused;
+} StoreUnit;
+
+static void
+store_unit(void *arg)
+{
+	StoreUnit  *unit = arg;
+
+	unit->paused = batch_is_paused();
+	if (unit->paused)
+		return;
+	batch_store(&unit->batch);
+	if (unit->extra)
+		unit->extra(unit->extra_arg);
+}
+
+static void
+paused_unit(void *arg)
+{
+	*(bool *) arg = batch_is_paused();
+}
+
+static void
+count_dead_letters_unit(void *arg)
+{
+	int64	   *count = arg;
+	bool		isnull;
+	char		sql[128];
+
+	snprintf(sql, sizeof(sql), "SELECT pg_catalog.count(*) FROM (SELECT FROM evstream.dead_letters LIMIT %d) d",
+			 setting_dead_letter_limit);
+	if (SPI_execute(sql, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not count dead letters");
+	*count = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+}
+
+/* Waits while the dead letters are at their limit. */
+static void
+wait_for_dead_letters(void)
+{
+	bool		waited = false;
+
+	for (;;)
+	{
+		int64		count = status_dead_letters(MyDatabaseId);
+
+		if (count >= 0 && count < setting_dead_letter_limit)
+			break;
+		/* an upper bound, or not known: count */
+		if (worker_run("counting dead letters", count_dead_letters_unit, &count, NULL))
+		{
+			status_dead_letters_set(MyDatabaseId, count);
+			if (count < setting_dead_letter_limit)
+				break;
+			status_state("waiting");
+			status_problem(COMPONENT_DEAD_LETTERS, LEVEL_DOWN, "limit",
+						   "the number of dead letters has reached evstream.dead_letter_limit, consumption waits",
+						   "Look at evstream_dead_letters, retry or discard them, or raise evstream.dead_letter_limit.");
+			waited = true;
+			(void) worker_wait(-1, PAUSED_MS);
+		}
+		else
+			worker_backoff();
+	}
+	if (waited)
+		status_problem(COMPONENT_DEAD_LETTERS, LEVEL_OK, "limit", NULL, NULL);
+}
+
+/* Faults of the world, which pass by themselves or by an operator's hand */
+static bool
+is_fault_of_world(int sqlerrcode)
+{
+	switch (ERRCODE_TO_CATEGORY(sqlerrcode))
+	{
+		case ERRCODE_INSUFFICIENT_RESOURCES:
+		case ERRCODE_TRANSACTION_ROLLBACK:
+		case ERRCODE_OPERATOR_INTERVENTION:
+		case ERRCODE_SYSTEM_ERROR:
+		case ERRCODE_CONNECTION_EXCEPTION:
+		case ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE:
+		case ERRCODE_INVALID_TRANSACTION_STATE:
+		case ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION:
+			return true;
+		default:
+			return false;
+	}
+}
+
+static bool
+is_fault_of_record(int sqlerrcode)
+{
+	return ERRCODE_TO_CATEGORY(sqlerrcode) == ERRCODE_DATA_EXCEPTION ||
+		ERRCODE_TO_CATEGORY(sqlerrcode) == ERRCODE_PROGRAM_LIMIT_EXCEEDED;
+}
+
+static bool
+store_range(BatchRecord *records, int nrecords, BatchHeaders headers,
+			WorkerUnit extra, void *extra_arg)
+{
+	int			tries = 0;
+
+	for (;;)
+	{
+		StoreUnit	unit = {0};
+		int			sqlerrcode = 0;
+		MemoryContext old;
+
+		wait_for_dead_letters();
+		status_state("running");
+		unit.batch.records = records;
+		unit.batch.nrecords = nrecords;
+		unit.batch.headers = headers;
+		unit.batch.writer = worker_self.index;
+		unit.batch.arena = consumer.arena;
+		unit.batch.zone = consumer.zone;
+		unit.extra = extra;
+		unit.extra_arg = extra_arg;
+
+		event_arena_reset(consumer.arena);
+		old = MemoryContextSwitchTo(consumer.batch_context);
+		batch_parse(&unit.batch);
+		MemoryContextSwitchTo(old);
+
+		if (worker_run("storing a batch", store_unit, &unit, &sqlerrcode))
+		{
+			if (unit.paused)
+			{
+				status_state("paused");
+				(void) worker_wait(-1, PAUSED_MS);
+				continue;
+			}
+			batch_stored(&unit.batch);
+			status_count(unit.batch.nstored, 1);
+			if (unit.batch.ndead > 0)
+				status_dead_letters_add(MyDatabaseId, unit.batch.ndead);
+			return true;
+		}
+
+		if (sqlerrcode == ERRCODE_EVSTREAM_MOVED || sqlerrcode == ERRCODE_UNIQUE_VIOLATION)
+		{
+			worker_backoff();
+			return false;
+		}
+		tries++;
+		if (!is_fault_of_world(sqlerrcode) && nrecords > 1 && tries >= TRIES_WHOLE)
+		{
+			int			half = nrecords / 2;
+
+			return store_range(records, half, headers, extra, extra_arg) &&
+				store_range(records + half, nrecords - half, headers, extra, extra_arg);
+		}
+		if (nrecords == 1 && tries >= TRIES_ALONE && is_fault_of_record(sqlerrcode) &&
+			records[0].condemned == EVENT_OK)
+		{
+			records[0].condemned = EVENT_BAD_PROPERTIES;
+			records[0].condemned_detail = MemoryContextStrdup(consumer.batch_context, worker_last_error());
+			continue;
+		}
+		worker_backoff();
+	}
+}
+
+bool
+consumer_store(BatchRecord *records, int nrecords, BatchHeaders headers)
+{
+	if (nrecords == 0)
+		return true;
+	return store_range(records, nrecords, headers, NULL, NULL);
+}
+
+/* Waits while consumption is paused. */
+static void
+wait_while_paused(void)
+{
+	for (;;)
+	{
+		bool		paused = false;
+
+		if (!worker_run("looking whether consumption is paused", paused_unit, &paused, NULL))
+			worker_backoff();
+		else if (!paused)
+			return;
+		else
+		{
+			status_state("paused");
+			(void) worker_wait(-1, PAUSED_MS);
+		}
+	}
+}
+
+/* ---- retried dead letters ---- */
+
+typedef struct RetryUnit
+{
+	bool		found;
+	int64		id;
+	BatchRecord record;
+	LogPartition part;
+} RetryUnit;
+
+static void
+retry_read_unit(void *arg)
+{
+	RetryUnit  *unit = arg;
+	HeapTuple	tuple;
+	TupleDesc	desc;
+	bool		isnull;
+	bytea	   *value;
+	MemoryContext old;
+	BatchRecord *record = &unit->record;
+	int64		offset;
+	char	   *place;
+	Datum		trace;
+
+	if (SPI_execute("SELECT r.id, r.log_id, r.log_partition, r.log_offset, r.record_key, r.record_value, r.record_timestamp,"
+					/* 'escape' shows any byte, and a good traceparent as it is */
+					" (SELECT pg_catalog.encode(pg_catalog.decode(h ->> 1, 'base64'), 'escape')"
+					"   FROM pg_catalog.jsonb_array_elements(r.record_headers) WITH ORDINALITY AS e (h, n)"
+					"   WHERE h ->> 0 = 'traceparent' AND h ->> 1 IS NOT NULL ORDER BY n DESC LIMIT 1)"
+					" FROM evstream.retries r ORDER BY r.id LIMIT 1", true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not read evstream.retries");
+	unit->found = SPI_processed > 0;
+	if (!unit->found)
+		return;
+	tuple = SPI_tuptable->vals[0];
+	desc = SPI_tuptable->tupdesc;
+
+	memset(record, 0, sizeof(*record));
+	old = MemoryContextSwitchTo(consumer.batch_context);
+	unit->id = DatumGetInt64(SPI_getbinval(tuple, desc, 1, &isnull));
+	value = DatumGetByteaPCopy(SPI_getbinval(tuple, desc, 6, &isnull));
+	record->value = VARDATA(value);
+	record->value_len = VARSIZE(value) - VARHDRSZ;
+	record->timestamp_us = DatumGetTimestampTz(SPI_getbinval(tuple, desc, 7, &isnull)) + UNIX_EPOCH_OFFSET_US;
+	trace = SPI_getbinval(tuple, desc, 5, &isnull);
+	if (!isnull)
+	{
+		bytea	   *key = DatumGetByteaPCopy(trace);
+
+		record->key = VARDATA(key);
+		record->key_len = VARSIZE(key) - VARHDRSZ;
+	}
+	trace = SPI_getbinval(tuple, desc, 8, &isnull);
+	if (!isnull)
+	{
+		record->traceparent.data = TextDatumGetCString(trace);
+		record->traceparent.len = strlen(record->traceparent.data);
+	}
+	MemoryContextSwitchTo(old);
+
+	/* the id that it would have had where it came from */
+	record->has_id = true;
+	offset = DatumGetInt64(SPI_getbinval(tuple, desc, 4, &isnull));
+	if (isnull)
+	{
+		place = psprintf("evstream dead letter " INT64_FORMAT, unit->id);
+		event_id_from_text(place, strlen(place), &record->id);
+	}
+	else
+	{
+		int32		partition = DatumGetInt32(SPI_getbinval(tuple, desc, 3, &isnull));
+		int32		log_id = DatumGetInt32(SPI_getbinval(tuple, desc, 2, &isnull));
+
+		event_id_derive(batch_log_name(log_id), partition, offset, &record->id);
+	}
+	batch_load_partition(&unit->part, LOG_RETRY, 0, consumer.batch_context);
+	record->part = &unit->part;
+	record->offset = unit->part.position;
+}
+
+static void
+retry_done_unit(void *arg)
+{
+	Oid			types[1] = {INT8OID};
+	Datum		values[1] = {Int64GetDatum(*(int64 *) arg)};
+
+	if (SPI_execute_with_args("DELETE FROM evstream.retries WHERE id = $1", 1, types, values, NULL, false, 0) != SPI_OK_DELETE)
+		elog(ERROR, "could not remove retry");
+}
+
+bool
+consumer_retries(void)
+{
+	bool		any = false;
+
+	for (;;)
+	{
+		RetryUnit	unit;
+
+		MemoryContextReset(consumer.batch_context);
+		memset(&unit, 0, sizeof(unit));
+		if (!worker_run("reading retried dead letters", retry_read_unit, &unit, NULL))
+		{
+			worker_backoff();
+			continue;
+		}
+		if (!unit.found)
+			return any;
+		any = true;
+		(void) store_range(&unit.record, 1, NULL, retry_done_unit, &unit.id);
+	}
+}
+
+/* ---- the embedded log ---- */
+
+typedef struct LocalReader
+{
+	OutboxPosition position;
+	LogPartition part;
+	OutboxBatch batch;
+	int64		waiting;		/* about so many rows behind the batch */
+} LocalReader;
+
+static void
+local_load_unit(void *arg)
+{
+	LocalReader *reader = arg;
+
+	reader->position = outbox_local_position();
+	batch_load_partition(&reader->part, LOG_EMBEDDED, 0, consumer.long_context);
+}
+
+static void
+local_read_unit(void *arg)
+{
+	LocalReader *reader = arg;
+	bool		made_tick;
+	bool		isnull;
+
+	outbox_read(&reader->position, setting_batch_size, LOCAL_BATCH_BYTES, consumer.batch_context,
+				&reader->batch, &made_tick);
+	reader->waiting = 0;
+	if (reader->batch.nrows == 0 || reader->batch.tick_done)
+		return;
+	/* ids that were given out, some of them to transactions that rolled back */
+	if (SPI_execute("SELECT last_value FROM evstream.outbox_id_seq", true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not read evstream.outbox_id_seq");
+	reader->waiting = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)) -
+		reader->batch.rows[reader->batch.nrows - 1].id;
+}
+
+static BatchRecord *
+local_records(LocalReader *reader)
+{
+	OutboxBatch *batch = &reader->batch;
+	BatchRecord *records = MemoryContextAllocExtended(consumer.batch_context, batch->nrows * sizeof(BatchRecord),
+													  MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	int64		tick = batch->tick_done ? batch->after.tick - 1 : batch->after.tick;
+
+	for (int i = 0; i < batch->nrows; i++)
+	{
+		OutboxRow  *row = &batch->rows[i];
+		BatchRecord *record = &records[i];
+
+		record->part = &reader->part;
+		record->offset = reader->part.position + i;
+		record->timestamp_us = row->tracked_at + UNIX_EPOCH_OFFSET_US;
+		record->key = row->user_id;
+		record->key_len = row->user_id_len;
+		record->value = row->value;
+		record->value_len = row->value_len;
+		record->traceparent.data = row->traceparent;
+		record->traceparent.len = row->traceparent_len;
+		record->outbox_after.tick = tick;
+		record->outbox_after.xid = row->xid;
+		record->outbox_after.id = row->id;
+	}
+	records[batch->nrows - 1].outbox_after = batch->after;
+	return records;
+}
+
+void
+consumer_local_loop(void)
+{
+	LocalReader *reader = MemoryContextAllocZero(consumer.long_context, sizeof(LocalReader));
+	bool		loaded = false;
+
+	for (;;)
+	{
+		BatchRecord *records;
+
+		wait_while_paused();
+		(void) consumer_retries();
+		MemoryContextReset(consumer.batch_context);
+
+		if (!loaded)
+		{
+			loaded = worker_run("finding the position", local_load_unit, reader, NULL);
+			if (!loaded)
+			{
+				worker_backoff();
+				continue;
+			}
+			status_lag_clear();
+		}
+		if (!worker_run("reading the outbox", local_read_unit, reader, NULL))
+		{
+			worker_backoff();
+			continue;
+		}
+		if (reader->batch.nrows == 0)
+		{
+			reader->position = reader->batch.after;
+			status_lag(LOG_EMBEDDED, NULL, 0, reader->part.position, reader->part.position, 0);
+			status_state("idle");
+			(void) worker_wait(-1, IDLE_MS);
+			continue;
+		}
+		status_lag(LOG_EMBEDDED, NULL, 0, reader->part.position,
+				   reader->part.position + reader->batch.nrows + Max(0, reader->waiting),
+				   reader->batch.rows[0].tracked_at);
+		records = local_records(reader);
+		if (consumer_store(records, reader->batch.nrows, NULL))
+			reader->position = reader->batch.after;
+		else
+			loaded = false;
+		worker_check();
+	}
+}
+
+/* ---- start ---- */
+
+static void
+zone_unit(void *arg)
+{
+	bool		isnull;
+
+	if (SPI_execute("SELECT time_zone FROM evstream.state", true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not read evstream.state");
+	if (SPI_processed > 0)
+		*(bool *) arg = strcmp(TextDatumGetCString(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)),
+							   setting_time_zone) == 0;
+}
+
+/*
+ * Maintenance writes down the zone of the days, so that a rebuild knows it;
+ * nothing is counted before that.
+ */
+static void
+wait_for_zone(void)
+{
+	bool		agreed = false;
+
+	for (;;)
+	{
+		if (!worker_run("comparing the time zone", zone_unit, &agreed, NULL))
+			worker_backoff();
+		else if (agreed)
+			return;
+		else
+		{
+			status_state("waiting");
+			(void) worker_wait(-1, 200);
+		}
+	}
+}
+
+void
+evstream_consumer_main(Datum main_arg)
+{
+	worker_begin(main_arg, ROLE_CONSUMER);
+
+	consumer.long_context = AllocSetContextCreate(TopMemoryContext, "evstream consumer", ALLOCSET_DEFAULT_SIZES);
+	consumer.batch_context = AllocSetContextCreate(consumer.long_context, "evstream batch", ALLOCSET_DEFAULT_SIZES);
+	consumer.arena = event_arena_create();
+	if (consumer.arena == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory")));
+	consumer.zone = pg_tzset(setting_time_zone);
+	if (consumer.zone == NULL)
+		elog(ERROR, "time zone \"%s\" not recognized", setting_time_zone);
+
+	while (!worker_run("looking at the outbox's origin", outbox_adopt, NULL, NULL))
+		worker_backoff();
+	wait_for_zone();
+
+	if (setting_kafka_brokers[0] == '\0')
+		consumer_local_loop();
+	else
+		consumer_kafka_loop();
+}

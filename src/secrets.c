@@ -1,0 +1,270 @@
+/*-------------------------------------------------------------------------
+ *
+ * secrets.c
+ *	  Users, passwords and keys, read from a file that only the server may read.
+ *
+ * Lines are "key = value"; those under a [database] heading are for that
+ * database and go before those at the top.  Nothing of the file gets into a
+ * message, a view or a setting.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <ctype.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "storage/fd.h"
+#include "utils/memutils.h"
+
+#include "secrets.h"
+#include "settings.h"
+
+#define SECRETS_MAX_BYTES (64 * 1024)
+
+static MemoryContext secrets_context = NULL;
+static KafkaPair *pairs;		/* all that apply to this database */
+static int npairs;
+static int nown;				/* the first of them: from this database's section */
+static KafkaPair *kafka_pairs;	/* those for librdkafka */
+static int nkafka_pairs;
+static uint64 content_hash;
+
+/* Is it one of evstream's own keys, and not librdkafka's? */
+static bool
+own_key(const char *key)
+{
+	return strncmp(key, "redis_", 6) == 0;
+}
+
+static char *
+trim(char *text)
+{
+	char *end;
+
+	while (isspace((unsigned char) *text))
+		text++;
+	end = text + strlen(text);
+	while (end > text && isspace((unsigned char) end[-1]))
+		end--;
+	*end = '\0';
+	return text;
+}
+
+static void
+add_pair(const char *key, const char *value, bool own_section)
+{
+	int i;
+
+	for (i = 0; i < npairs; i++)
+	{
+		if (strcmp(pairs[i].key, key) == 0)
+			break;
+	}
+	if (i < nown && !own_section)
+		return;
+	if (i == npairs)
+	{
+		pairs = repalloc(pairs, (npairs + 1) * sizeof(KafkaPair));
+		npairs++;
+	}
+	pairs[i].key = pstrdup(key);
+	pairs[i].value = pstrdup(value);
+}
+
+/*
+ * One pass over the text: the lines at the top (own = false), or those under
+ * the heading of this database.  The own ones are taken first and win.
+ */
+static void
+parse(const char *text, const char *path, bool own, int elevel)
+{
+	char *copy = pstrdup(text);
+	char *next = copy;
+	bool in_top = true;
+	bool in_own = false;
+	const char *database = setting_database_name();
+
+	for (int lineno = 1; next != NULL; lineno++)
+	{
+		char *line = next;
+		char *equals;
+		char *key;
+		char *value;
+		char *fault;
+
+		next = strchr(line, '\n');
+		if (next != NULL)
+			*next++ = '\0';
+		line = trim(line);
+		if (*line == '\0' || *line == '#')
+			continue;
+		if (*line == '[' && line[strlen(line) - 1] == ']')
+		{
+			line[strlen(line) - 1] = '\0';
+			in_top = false;
+			in_own = strcmp(trim(line + 1), database) == 0;
+			continue;
+		}
+		if (!(own ? in_own : in_top))
+			continue;
+
+		equals = strchr(line, '=');
+		if (equals != NULL)
+			*equals = '\0';
+		key = trim(line);
+		if (equals == NULL || *key == '\0' || strchr(key, ' ') != NULL)
+		{
+			ereport(elevel, (errcode(ERRCODE_CONFIG_FILE_ERROR),
+							 errmsg("line %d of secrets file \"%s\" is ignored", lineno, path),
+							 errhint("Write it as key = value, or begin it with # as a comment.")));
+			continue;
+		}
+		value = trim(equals + 1);
+		if (own_key(key))
+		{
+			if (strcmp(key, "redis_user") == 0 || strcmp(key, "redis_password") == 0)
+				add_pair(key, value, own);
+			else
+				ereport(elevel, (errcode(ERRCODE_CONFIG_FILE_ERROR),
+								 errmsg("line %d of secrets file \"%s\" is ignored", lineno, path),
+								 errdetail("Of the keys that begin with \"redis_\" there are "
+										   "\"redis_user\" and \"redis_password\".")));
+			continue;
+		}
+		fault = kafka_secret_check(key, value);
+		if (fault != NULL)
+		{
+			ereport(elevel, (errcode(ERRCODE_CONFIG_FILE_ERROR),
+							 errmsg("line %d of secrets file \"%s\" is ignored", lineno, path),
+							 errdetail_internal("%s", fault)));
+			free(fault);
+			continue;
+		}
+		add_pair(key, value, own);
+	}
+	pfree(copy);
+}
+
+/* The file's text in the current context, or NULL where there is none to use. */
+static char *
+read_file(const char *path, int elevel)
+{
+	struct stat st;
+	char *text;
+	int done = 0;
+	int fd = OpenTransientFile(path, O_RDONLY | O_NONBLOCK | PG_BINARY);
+
+	if (fd < 0)
+	{
+		if (errno != ENOENT)
+			ereport(elevel, (errcode_for_file_access(),
+							 errmsg("could not open secrets file \"%s\": %m", path)));
+		return NULL;
+	}
+	if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_size > SECRETS_MAX_BYTES)
+	{
+		CloseTransientFile(fd);
+		ereport(elevel, (errcode(ERRCODE_CONFIG_FILE_ERROR),
+						 errmsg("secrets file \"%s\" is ignored", path),
+						 errdetail("It is not a regular file of at most %d bytes.",
+								   SECRETS_MAX_BYTES)));
+		return NULL;
+	}
+	if (st.st_uid != geteuid() || (st.st_mode & (S_IRWXG | S_IRWXO)) != 0)
+	{
+		CloseTransientFile(fd);
+		ereport(elevel, (errcode(ERRCODE_CONFIG_FILE_ERROR),
+						 errmsg("secrets file \"%s\" is ignored", path),
+						 errdetail("It must belong to the server's user, and nobody else may have "
+								   "rights on it."),
+						 errhint("Run chown and chmod 600 on it, then reload the configuration.")));
+		return NULL;
+	}
+	text = palloc(st.st_size + 1);
+	while (done < st.st_size)
+	{
+		int n = read(fd, text + done, st.st_size - done);
+
+		if (n <= 0)
+			break;
+		done += n;
+	}
+	text[done] = '\0';
+	CloseTransientFile(fd);
+	return text;
+}
+
+void
+setting_secrets_load(int elevel)
+{
+	MemoryContext old;
+	char *text;
+
+	if (secrets_context == NULL)
+		secrets_context = AllocSetContextCreate(TopMemoryContext, "evstream secrets",
+												ALLOCSET_SMALL_SIZES);
+	MemoryContextReset(secrets_context);
+	old = MemoryContextSwitchTo(secrets_context);
+	npairs = nown = nkafka_pairs = 0;
+	pairs = palloc(sizeof(KafkaPair));
+	content_hash = 0;
+
+	text = setting_secrets_file[0] ? read_file(setting_secrets_file, elevel) : NULL;
+	if (text != NULL)
+	{
+		parse(text, setting_secrets_file, true, elevel);
+		nown = npairs;
+		parse(text, setting_secrets_file, false, elevel);
+		explicit_bzero(text, strlen(text));
+		pfree(text);
+	}
+
+	kafka_pairs = palloc((npairs + 1) * sizeof(KafkaPair));
+	for (int i = 0; i < npairs; i++)
+	{
+		content_hash = hash_combine64(content_hash,
+									  hash_bytes_extended((const unsigned char *) pairs[i].key,
+														  strlen(pairs[i].key), 0));
+		content_hash = hash_combine64(content_hash,
+									  hash_bytes_extended((const unsigned char *) pairs[i].value,
+														  strlen(pairs[i].value), 1));
+		if (!own_key(pairs[i].key))
+			kafka_pairs[nkafka_pairs++] = pairs[i];
+	}
+	MemoryContextSwitchTo(old);
+}
+
+const char *
+setting_secret(const char *key)
+{
+	if (secrets_context == NULL)
+		setting_secrets_load(DEBUG1);
+	for (int i = 0; i < npairs; i++)
+	{
+		if (strcmp(pairs[i].key, key) == 0)
+			return pairs[i].value;
+	}
+	return NULL;
+}
+
+const KafkaPair *
+secrets_kafka(int *count)
+{
+	if (secrets_context == NULL)
+		setting_secrets_load(DEBUG1);
+	*count = nkafka_pairs;
+	return kafka_pairs;
+}
+
+uint64
+secrets_hash(void)
+{
+	return content_hash;
+}

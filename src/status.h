@@ -1,0 +1,89 @@
+/*-------------------------------------------------------------------------
+ *
+ * status.h
+ *	  Shared memory: databases, workers' slots, counters, lag, wake-ups.
+ *
+ * All of it works without the library being preloaded: then there is no
+ * shared memory, status_available() is false, setters do nothing and the
+ * functions behind the views return no rows.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef EVSTREAM_STATUS_H
+#define EVSTREAM_STATUS_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+
+typedef enum WorkerRole
+{
+	ROLE_LAUNCHER,
+	ROLE_SCOUT,					/* a short look into a database */
+	ROLE_MAINTENANCE,
+	ROLE_CONSUMER,
+	ROLE_RELAY,
+	ROLE_NOTIFIER
+} WorkerRole;
+
+typedef enum StatusComponent
+{
+	COMPONENT_WORKERS,
+	COMPONENT_KAFKA,
+	COMPONENT_REDIS,
+	COMPONENT_OUTBOX,
+	COMPONENT_DEAD_LETTERS,
+	COMPONENT_COUNT
+} StatusComponent;
+
+typedef enum StatusLevel
+{
+	LEVEL_OK,
+	LEVEL_DEGRADED,				/* counting goes on, or will by itself */
+	LEVEL_DOWN					/* counting has stopped */
+} StatusLevel;
+
+extern bool status_available(void);
+
+/*
+ * Wake whoever reads this database's outbox (relay, or the consumer of the
+ * embedded log) or another role.  Never raises: callable from a transaction
+ * callback.
+ */
+extern void status_wake_reader(Oid dboid);
+extern void status_wake(Oid dboid, WorkerRole role);
+/* Wakes the launcher to look at this database again (workers start anew if restart). */
+extern void status_look_again(Oid dboid, bool restart);
+
+/* ---- for the worker that runs: its own slot ---- */
+
+extern void status_count(int64 events, int64 batches);
+/* A short constant word: "starting", "running", "idle", "paused", "waiting". */
+extern void status_state(const char *state);
+extern void status_error(const char *message);
+
+/*
+ * A standing problem of this worker with one component, shown by health until
+ * it is taken back by message = NULL.  Logged once (as WARNING, with hint) when it comes or
+ * changes its code, and once (LOG) when it goes.  code is a short constant word by which
+ * a state is recognised ("away", "denied", "foreign_mark", "gap", ...).
+ */
+extern void status_problem(StatusComponent component, StatusLevel level,
+						   const char *code, const char *message,
+						   const char *hint);
+
+/* ---- lag: one entry for each partition that is followed ---- */
+
+extern void status_lag(int32 log_id, const char *topic /* NULL: embedded */ ,
+					   int32 partition, int64 position, int64 end_offset,
+					   TimestampTz last_record_at);
+/* Forget the entries of this worker (on a new assignment). */
+extern void status_lag_clear(void);
+
+/* ---- dead letters: an upper bound of their number, or -1 = not known ---- */
+
+extern int64 status_dead_letters(Oid dboid);
+extern void status_dead_letters_set(Oid dboid, int64 count);
+extern void status_dead_letters_add(Oid dboid, int64 count);
+
+#endif							/* EVSTREAM_STATUS_H */

@@ -1,0 +1,277 @@
+/*-------------------------------------------------------------------------
+ *
+ * store.c
+ *	  Rows of evstream.events and evstream.dead_letters.
+ *
+ * Events go straight into the partition of their received day, many tuples to
+ * a page at a time, as COPY does it.  The columns' order is that of the install
+ * script.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/heapam.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "executor/executor.h"
+#include "executor/spi.h"
+#include "utils/builtins.h"
+#include "utils/datetime.h"
+#include "utils/fmgrprotos.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "partition.h"
+#include "settings.h"
+#include "store.h"
+
+#define UNIX_EPOCH_OFFSET_US \
+	((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
+
+enum
+{
+	EV_EVENT_ID,
+	EV_USER_ID,
+	EV_EVENT_TYPE,
+	EV_OCCURRED_AT,
+	EV_RECEIVED_AT,
+	EV_ITEM_ID,
+	EV_AMOUNT,
+	EV_USER_TIER,
+	EV_PROPERTIES,
+	EV_LOG_ID,
+	EV_LOG_PARTITION,
+	EV_LOG_OFFSET,
+	EV_TRACEPARENT,
+	EV_COLUMNS
+};
+
+/* Tuples given to the table at a time, as COPY has it */
+#define STORE_CHUNK		1000
+
+/* A partition that is being written to */
+typedef struct StoreTarget
+{
+	Relation	rel;
+	EState	   *estate;
+	ResultRelInfo *result_rel;
+	BulkInsertState bistate;
+	TupleTableSlot *slots[STORE_CHUNK];
+	int			nmade;			/* slots that exist */
+	int			nfilled;
+	MemoryContext values;		/* of the filled slots */
+} StoreTarget;
+
+static void
+open_target(StoreTarget *target, TimestampTz received_at)
+{
+	char		name[NAMEDATALEN];
+	int			year;
+	int			month;
+	int			day;
+	Oid			relid;
+
+	partition_ensure_events(received_at);
+	j2date(partition_day(received_at) + POSTGRES_EPOCH_JDATE, &year, &month, &day);
+	snprintf(name, sizeof(name), "events_%04d%02d%02d", year, month, day);
+	relid = get_relname_relid(name, get_namespace_oid("evstream", false));
+	if (!OidIsValid(relid))
+		elog(ERROR, "table \"evstream.%s\" does not exist", name);
+
+	memset(target, 0, sizeof(*target));
+	target->rel = table_open(relid, RowExclusiveLock);
+	if (RelationGetNumberOfAttributes(target->rel) != EV_COLUMNS)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("table \"%s\" has not the columns of evstream.events", RelationGetRelationName(target->rel))));
+	target->estate = CreateExecutorState();
+	target->result_rel = makeNode(ResultRelInfo);
+	InitResultRelInfo(target->result_rel, target->rel, 1, NULL, 0);
+	ExecOpenIndices(target->result_rel, false);
+	target->bistate = GetBulkInsertState();
+	target->values = AllocSetContextCreate(CurrentMemoryContext, "evstream events", ALLOCSET_DEFAULT_SIZES);
+}
+
+static void
+flush_target(StoreTarget *target)
+{
+	MemoryContext old;
+
+	if (target->nfilled == 0)
+		return;
+	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(target->estate));
+	table_multi_insert(target->rel, target->slots, target->nfilled,
+					   GetCurrentCommandId(true), 0, target->bistate);
+	MemoryContextSwitchTo(old);
+	if (target->result_rel->ri_NumIndices > 0)
+	{
+		for (int i = 0; i < target->nfilled; i++)
+		{
+			list_free(compat_ExecInsertIndexTuples(target->result_rel, target->slots[i], target->estate));
+			ResetPerTupleExprContext(target->estate);
+		}
+	}
+	for (int i = 0; i < target->nfilled; i++)
+		ExecClearTuple(target->slots[i]);
+	ResetPerTupleExprContext(target->estate);
+	MemoryContextReset(target->values);
+	target->nfilled = 0;
+}
+
+static void
+close_target(StoreTarget *target)
+{
+	flush_target(target);
+	for (int i = 0; i < target->nmade; i++)
+		ExecDropSingleTupleTableSlot(target->slots[i]);
+	FreeBulkInsertState(target->bistate);
+	table_finish_bulk_insert(target->rel, 0);
+	ExecCloseIndices(target->result_rel);
+	FreeExecutorState(target->estate);
+	table_close(target->rel, NoLock);
+	MemoryContextDelete(target->values);
+}
+
+static Datum
+text_datum(EventText source, bool *isnull)
+{
+	*isnull = source.data == NULL;
+	return *isnull ? (Datum) 0 : PointerGetDatum(cstring_to_text_with_len(source.data, source.len));
+}
+
+/* A type's input function on text without NUL at its end */
+static Datum
+input_datum(PGFunction input, EventText source)
+{
+	return DirectFunctionCall3(input, CStringGetDatum(pnstrdup(source.data, source.len)),
+							   ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1));
+}
+
+static void
+fill_slot(StoreTarget *target, const BatchRecord *record)
+{
+	TupleTableSlot *slot;
+	const Event *event = &record->event;
+	MemoryContext old;
+
+	if (target->nfilled == target->nmade)
+		target->slots[target->nmade++] = table_slot_create(target->rel, NULL);
+	slot = target->slots[target->nfilled++];
+	ExecClearTuple(slot);
+	memset(slot->tts_isnull, 0, EV_COLUMNS * sizeof(bool));
+
+	old = MemoryContextSwitchTo(target->values);
+	slot->tts_values[EV_EVENT_ID] = UUIDPGetDatum(&record->id);
+	slot->tts_values[EV_USER_ID] = text_datum(event->user_id, &slot->tts_isnull[EV_USER_ID]);
+	slot->tts_values[EV_EVENT_TYPE] = text_datum(event->event_type, &slot->tts_isnull[EV_EVENT_TYPE]);
+	slot->tts_values[EV_OCCURRED_AT] = TimestampTzGetDatum(record->occurred_at);
+	slot->tts_values[EV_RECEIVED_AT] = TimestampTzGetDatum(record->received_at);
+	slot->tts_values[EV_ITEM_ID] = text_datum(event->item_id, &slot->tts_isnull[EV_ITEM_ID]);
+	slot->tts_isnull[EV_AMOUNT] = event->amount.data == NULL;
+	slot->tts_values[EV_AMOUNT] = event->amount.data == NULL ? (Datum) 0 :
+		input_datum(numeric_in, event->amount);
+	slot->tts_values[EV_USER_TIER] = text_datum(event->user_tier, &slot->tts_isnull[EV_USER_TIER]);
+	slot->tts_values[EV_PROPERTIES] = input_datum(jsonb_in, event->properties);
+	slot->tts_values[EV_LOG_ID] = Int32GetDatum(record->part->log_id);
+	slot->tts_values[EV_LOG_PARTITION] = Int32GetDatum(record->part->partition);
+	slot->tts_values[EV_LOG_OFFSET] = Int64GetDatum(record->offset);
+	slot->tts_values[EV_TRACEPARENT] = text_datum(event->traceparent, &slot->tts_isnull[EV_TRACEPARENT]);
+	MemoryContextSwitchTo(old);
+
+	slot->tts_tableOid = RelationGetRelid(target->rel);
+	ExecStoreVirtualTuple(slot);
+}
+
+void
+store_events(const Batch *batch)
+{
+	StoreTarget target;
+	bool		is_open = false;
+	DateADT		day = 0;
+
+	for (int i = 0; i < batch->nrecords; i++)
+	{
+		const BatchRecord *record = &batch->records[i];
+
+		if (!batch_is_new(record))
+			continue;
+		if (is_open && partition_day(record->received_at) != day)
+		{
+			close_target(&target);
+			is_open = false;
+		}
+		if (!is_open)
+		{
+			open_target(&target, record->received_at);
+			day = partition_day(record->received_at);
+			is_open = true;
+		}
+		fill_slot(&target, record);
+		if (target.nfilled == STORE_CHUNK)
+			flush_target(&target);
+	}
+	if (is_open)
+		close_target(&target);
+	CommandCounterIncrement();
+}
+
+static Datum
+bytea_datum(const char *data, size_t len)
+{
+	return PointerGetDatum(cstring_to_text_with_len(data, len));
+}
+
+int64
+store_dead_letters(const Batch *batch)
+{
+	Oid			types[10] = {TEXTOID, TEXTOID, INT4OID, INT4OID, INT8OID, BYTEAOID, BYTEAOID,
+	TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID};
+	SPIPlanPtr	plan = SPI_prepare("INSERT INTO evstream.dead_letters (reason, detail, log_id, log_partition, log_offset,"
+								   " record_key, record_value, record_timestamp, record_headers, received_at)"
+								   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::jsonb, $10)", 10, types);
+	int64		count = 0;
+
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+	for (int i = 0; i < batch->nrecords; i++)
+	{
+		const BatchRecord *record = &batch->records[i];
+		char	   *headers;
+		Datum		values[10];
+		char		nulls[10];
+
+		if (record->pass_over || record->value == NULL || record->reason == EVENT_OK)
+			continue;
+		memset(nulls, ' ', sizeof(nulls));
+		headers = batch->headers ? batch->headers(record) : NULL;
+		values[0] = CStringGetTextDatum(event_reason_name(record->reason));
+		values[1] = CStringGetTextDatum(record->detail ? record->detail : "");
+		values[2] = Int32GetDatum(record->part->log_id);
+		values[3] = Int32GetDatum(record->part->partition);
+		values[4] = Int64GetDatum(record->offset);
+		if (record->key == NULL)
+			nulls[5] = 'n';
+		else
+			values[5] = bytea_datum(record->key, record->key_len);
+		values[6] = bytea_datum(record->value, record->value_len);
+		values[7] = TimestampTzGetDatum(record->timestamp_us - UNIX_EPOCH_OFFSET_US);
+		if (headers == NULL)
+			nulls[8] = 'n';
+		else
+			values[8] = CStringGetTextDatum(headers);
+		values[9] = TimestampTzGetDatum(record->received_at);
+		if (SPI_execute_plan(plan, values, nulls, false, 0) != SPI_OK_INSERT)
+			elog(ERROR, "could not write dead letter");
+		count++;
+	}
+	SPI_freeplan(plan);
+	return count;
+}

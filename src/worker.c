@@ -1,0 +1,389 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.c
+ *	  What all workers share: start, signals, wait, unit of work, back-off.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/pg_extension.h"
+#include "commands/extension.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lmgr.h"
+#include "storage/sinval.h"
+#include "tcop/tcopprot.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "settings.h"
+#include "shared.h"
+#include "worker.h"
+
+#define ERROR_SIZE		  1024
+#define REPEAT_LOG_US	  (60 * USECS_PER_SEC)
+#define BACKOFF_FIRST_MS  100
+#define BACKOFF_LAST_MS	  30000
+#define STATS_FLUSH_MS	  500
+
+WorkerSelf worker_self;
+
+static char *fingerprint;
+static char self_name[64];		/* "evstream consumer 0" */
+static char database_name[NAMEDATALEN];
+static const char *current_unit = NULL;
+static ErrorContextCallback error_callback;
+
+static char last_error[ERROR_SIZE];
+static char logged_error[ERROR_SIZE];
+static TimestampTz logged_at;
+static int failures;			/* of worker_run() in a row */
+static bool stats_pending;
+
+/* ---- end of a worker ---- */
+
+/* Exit status 0, as the postmaster logs any other. */
+static void pg_attribute_noreturn()
+leave(bool again, const char *why)
+{
+	ereport(DEBUG1, (errmsg_internal("%s ends: %s", self_name, why)));
+	if (own_slot != NULL)
+		own_slot->quiet = again;
+	proc_exit(0);
+}
+
+void
+worker_restart(const char *why)
+{
+	leave(true, why);
+}
+
+/* ---- begin ---- */
+
+static void
+error_context(void *arg)
+{
+	if (current_unit != NULL)
+		errcontext("%s of database \"%s\", %s", self_name, database_name, current_unit);
+	else
+		errcontext("%s of database \"%s\"", self_name, database_name);
+}
+
+/*
+ * Settings of the server or the database must not change what the workers'
+ * statements mean, nor end them.
+ */
+static void
+lock_session_settings(void)
+{
+	static const char *const values[][2] = {
+		{"search_path", "pg_catalog, pg_temp"},
+		{"synchronous_commit", "off"},
+		{"statement_timeout", "0"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"idle_session_timeout", "0"},
+		{"lock_timeout", "500ms"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_deferrable", "off"},
+		{"row_security", "on"},
+		{"session_replication_role", "origin"},
+		{"standard_conforming_strings", "on"},
+		{"DateStyle", "ISO, YMD"},
+		{"IntervalStyle", "postgres"},
+		{"TimeZone", "UTC"},
+		{"bytea_output", "hex"},
+		{"extra_float_digits", "1"},
+		{"jit", "off"},
+		/* parallel workers would take the slots that workers need */
+		{"max_parallel_workers_per_gather", "0"},
+		{"max_parallel_maintenance_workers", "0"},
+	};
+
+	for (int i = 0; i < (int) lengthof(values); i++)
+		SetConfigOption(values[i][0], values[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+	if (COMPAT_TRANSACTION_TIMEOUT != NULL)
+		SetConfigOption(COMPAT_TRANSACTION_TIMEOUT, "0", PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+Oid
+worker_extension_schema(Oid extension)
+{
+	Relation rel = table_open(ExtensionRelationId, AccessShareLock);
+	Oid schema = InvalidOid;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple tuple;
+
+	ScanKeyInit(&key, Anum_pg_extension_oid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(extension));
+	scan = systable_beginscan(rel, ExtensionOidIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return schema;
+}
+
+/*
+ * Finds the extension, which is visible once its creation has committed; it is
+ * then by a commit that the launcher is asked to look again.
+ */
+static void
+find_extension(void)
+{
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	strlcpy(database_name, setting_database_name(), sizeof(database_name));
+	worker_self.extension = get_extension_oid("evstream", true);
+	if (OidIsValid(worker_self.extension))
+	{
+		char *schema = get_namespace_name(worker_extension_schema(worker_self.extension));
+
+		if (schema != NULL)
+			worker_self.schema =
+				MemoryContextStrdup(TopMemoryContext, quote_identifier(schema));
+	}
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+
+	if (worker_self.schema == NULL)
+		leave(true, "there is no extension");
+}
+
+void
+worker_begin(Datum main_arg, WorkerRole role)
+{
+	WorkerStart start;
+
+	memcpy(&start, MyBgworkerEntry->bgw_extra, sizeof(start));
+	worker_self.role = role;
+	worker_self.index = start.index;
+	worker_self.count = start.count;
+	if (role == ROLE_CONSUMER)
+		snprintf(self_name, sizeof(self_name), "evstream %s %d", shared_role_name(role),
+				 start.index);
+	else
+		snprintf(self_name, sizeof(self_name), "evstream %s", shared_role_name(role));
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+
+	if (!shared_attach(&start))
+		leave(false, "not wanted any more");
+
+	BackgroundWorkerInitializeConnectionByOid(start.dboid, InvalidOid, 0);
+	lock_session_settings();
+	SetConfigOption("application_name", self_name, PGC_USERSET, PGC_S_SESSION);
+	pgstat_report_activity(STATE_RUNNING, "starting");
+
+	worker_self.scratch =
+		AllocSetContextCreate(TopMemoryContext, "evstream scratch", ALLOCSET_DEFAULT_SIZES);
+	find_extension();
+
+	/* One of the workers speaks of the secrets file, and not each of them. */
+	setting_secrets_load(role == ROLE_MAINTENANCE ? WARNING : DEBUG1);
+	fingerprint = MemoryContextStrdup(TopMemoryContext, setting_fingerprint());
+
+	if (role == ROLE_CONSUMER)
+		ereport(LOG, (errmsg("evstream %s %d of %d started for database \"%s\"",
+							 shared_role_name(role), start.index + 1, start.count, database_name)));
+	else
+		ereport(LOG,
+				(errmsg("%s started for database \"%s\"", self_name, database_name)));
+
+	error_callback.callback = error_context;
+	error_callback.previous = NULL;
+	error_context_stack = &error_callback;
+
+	pgstat_report_activity(STATE_IDLE, NULL);
+	status_state("running");
+}
+
+/* ---- waiting ---- */
+
+static void
+reload(void)
+{
+	char *now;
+
+	ConfigReloadPending = false;
+	ProcessConfigFile(PGC_SIGHUP);
+	setting_secrets_load(DEBUG1);
+	now = setting_fingerprint();
+	if (strcmp(now, fingerprint) != 0)
+		leave(true, "settings have changed");
+	pfree(now);
+}
+
+void
+worker_check(void)
+{
+	if (IsTransactionState())
+	{
+		CHECK_FOR_INTERRUPTS();
+		return;
+	}
+	if (ProcDiePending)
+		leave(false, "terminated");
+	/* There is nothing to cancel between units of work. */
+	QueryCancelPending = false;
+	CHECK_FOR_INTERRUPTS();
+	if (catchupInterruptPending)
+		ProcessCatchupInterrupt();
+	if (ConfigReloadPending)
+		reload();
+}
+
+bool
+worker_wait(int fd, long timeout_ms)
+{
+	int events = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH;
+	int seen;
+
+	Assert(!IsTransactionState());
+	if (stats_pending && timeout_ms >= STATS_FLUSH_MS)
+	{
+		pgstat_report_stat(true);
+		stats_pending = false;
+	}
+	worker_check();
+	if (fd >= 0)
+		events |= WL_SOCKET_READABLE;
+	seen = WaitLatchOrSocket(MyLatch, events, fd >= 0 ? fd : PGINVALID_SOCKET, Max(timeout_ms, 0),
+							 PG_WAIT_EXTENSION);
+	if (seen & WL_LATCH_SET)
+		ResetLatch(MyLatch);
+	worker_check();
+	return (seen & WL_SOCKET_READABLE) != 0;
+}
+
+void
+worker_backoff(void)
+{
+	long delay = BACKOFF_FIRST_MS;
+	TimestampTz end;
+
+	for (int i = 1; i < failures && delay < BACKOFF_LAST_MS; i++)
+		delay *= 2;
+	delay = shared_jitter(Min(delay, BACKOFF_LAST_MS));
+	end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), delay);
+
+	status_state("waiting");
+	/* Commits set the latch often: they do not make it shorter. */
+	while (delay > 0)
+	{
+		(void) worker_wait(-1, delay);
+		delay = (long) ((end - GetCurrentTimestamp()) / 1000);
+	}
+	status_state("running");
+}
+
+/* ---- the unit of work ---- */
+
+const char *
+worker_last_error(void)
+{
+	return last_error;
+}
+
+/* The same message again is logged only once in a while. */
+static bool
+worth_logging(const char *message)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (strncmp(message, logged_error, ERROR_SIZE - 1) == 0 && now < logged_at + REPEAT_LOG_US)
+		return false;
+	strlcpy(logged_error, message, ERROR_SIZE);
+	logged_at = now;
+	return true;
+}
+
+bool
+worker_run(const char *what, WorkerUnit unit, void *arg, int *sqlerrcode)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	volatile bool done = false;
+	volatile bool extension_gone = false;
+
+	Assert(!IsTransactionState());
+	worker_check();
+	if (sqlerrcode != NULL)
+		*sqlerrcode = 0;
+	current_unit = what;
+	MemoryContextReset(worker_self.scratch);
+
+	PG_TRY();
+	{
+		SetCurrentStatementStartTimestamp();
+		StartTransactionCommand();
+		pgstat_report_activity(STATE_RUNNING, what);
+		if (SPI_connect() != SPI_OK_CONNECT)
+			elog(ERROR, "SPI_connect failed");
+
+		/* DROP EXTENSION takes the exclusive one: it waits for the unit's end. */
+		LockDatabaseObject(ExtensionRelationId, worker_self.extension, 0, AccessShareLock);
+		PushActiveSnapshot(GetTransactionSnapshot());
+		if (get_extension_oid("evstream", true) != worker_self.extension)
+			extension_gone = true;
+		else
+		{
+			MemoryContextSwitchTo(worker_self.scratch);
+			unit(arg);
+		}
+		SPI_finish();
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+		done = true;
+	}
+	PG_CATCH();
+	{
+		ErrorData *error;
+
+		HOLD_INTERRUPTS();
+		MemoryContextSwitchTo(worker_self.scratch);
+		error = CopyErrorData();
+		strlcpy(last_error, error->message ? error->message : "unknown error", ERROR_SIZE);
+		if (sqlerrcode != NULL)
+			*sqlerrcode = error->sqlerrcode;
+		if (worth_logging(last_error))
+			EmitErrorReport();
+		AbortOutOfAnyTransaction();
+		FlushErrorState();
+		status_error(last_error);
+		if (failures < 30)
+			failures++;
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+
+	MemoryContextSwitchTo(caller);
+	current_unit = NULL;
+	if (extension_gone)
+		leave(true, "the extension is gone");
+	if (done)
+		failures = 0;
+	stats_pending = true;
+	pgstat_report_stat(false);
+	pgstat_report_activity(STATE_IDLE, NULL);
+	return done;
+}

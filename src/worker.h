@@ -1,0 +1,80 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.h
+ *	  What all workers share: start, signals, wait, unit of work, back-off.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef EVSTREAM_WORKER_H
+#define EVSTREAM_WORKER_H
+
+#include "postgres.h"
+
+#include "status.h"
+
+/* Which worker this process is. */
+typedef struct WorkerSelf
+{
+	WorkerRole	role;
+	int			index;			/* consumer: 0 .. count - 1 */
+	int			count;			/* how many of this role */
+	Oid			extension;		/* the extension it was started for */
+	char	   *schema;			/* of the public functions and views, quoted */
+	MemoryContext scratch;		/* reset at each worker_run() and by the role */
+} WorkerSelf;
+
+extern WorkerSelf worker_self;
+
+/*
+ * To be called first by each role's main function: installs the signal
+ * handlers, takes the slot, connects to the database, locks session settings
+ * (search_path = pg_catalog, pg_temp; synchronous_commit = off; statement_timeout,
+ * idle timeouts, transaction_timeout = 0; default_transaction_read_only = off;
+ * default isolation read committed; lock_timeout 500 ms; row_security on; jit off),
+ * sets the error context and waits until the extension's creation has committed.  Ends the
+ * process quietly when there is no extension.
+ */
+extern void worker_begin(Datum main_arg, WorkerRole role);
+
+/*
+ * Waits for the latch, for fd to become readable (or -1), or timeout_ms.
+ * Serves interrupts: ends the process on SIGTERM; on SIGHUP reads the
+ * configuration and ends the process (quietly; the launcher starts it again) if
+ * a setting that the workers take at their start has changed.
+ * Returns true if fd is readable.  Never call it inside a transaction.
+ */
+extern bool worker_wait(int fd, long timeout_ms);
+
+/* CHECK_FOR_INTERRUPTS and what worker_wait does for signals, without waiting. */
+extern void worker_check(void);
+
+typedef void (*WorkerUnit) (void *arg);
+
+/*
+ * Runs a unit of work in a transaction of its own, with SPI connected and an
+ * active snapshot: locks the extension's row and checks that it is the same
+ * one (else ends the process quietly), runs unit, commits.  Returns true if it
+ * has committed.  On an error: rolls back, logs it (a repeated one only once
+ * in a while), counts it in the slot, gives its SQLSTATE in *sqlerrcode (may
+ * be NULL) and returns false; the caller waits by worker_backoff() before it tries again.
+ * Memory: unit runs in worker_self.scratch's child or SPI's; results go into memory of the caller.
+ */
+extern bool worker_run(const char *what, WorkerUnit unit, void *arg,
+					   int *sqlerrcode);
+
+/* Waits a growing, jittered delay (100 ms to 30 s; on the latch); a successful worker_run() makes it small again. */
+extern void worker_backoff(void);
+
+/* Ends the process quietly, to be started again by the launcher at once. */
+extern void worker_restart(const char *why) pg_attribute_noreturn();
+
+/* The last error of worker_run(), in static memory ("" if none). */
+extern const char *worker_last_error(void);
+
+/*
+ * The schema that an extension was installed in; InvalidOid where there is no
+ * such extension.  In a transaction, of any process.
+ */
+extern Oid	worker_extension_schema(Oid extension);
+
+#endif							/* EVSTREAM_WORKER_H */
