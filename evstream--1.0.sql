@@ -961,14 +961,13 @@ BEGIN
 		RETURN;
 	END IF;
 
-	SELECT * INTO seen FROM evstream.supervision()
-		AS s (available, launcher_pid, known, enabled, wanted, running, no_free_slots, holder_pid, next_start);
+	SELECT * INTO seen FROM evstream.supervision();
 	SELECT count(w.pid) FILTER (WHERE w.role = 'consumer'),
 			max(format('the %s failed with: %s', w.role, w.last_error)) FILTER (WHERE w.pid IS NULL AND w.last_error IS NOT NULL)
 		INTO consumers, failure
-		FROM evstream.workers() AS w (pid, role, index, state, started_at, events, batches, errors, restarts, last_error, last_error_at);
+		FROM evstream.workers() w;
 
-	IF NOT seen.available THEN
+	IF NOT seen.preloaded THEN
 		RETURN QUERY VALUES ('down', 'evstream is not among shared_preload_libraries, so no worker runs; tracked events wait',
 			'Add evstream to shared_preload_libraries and restart the server.');
 	ELSIF seen.launcher_pid IS NULL THEN
@@ -977,19 +976,19 @@ BEGIN
 	ELSIF seen.known AND NOT seen.enabled THEN
 		RETURN QUERY VALUES ('down', 'evstream.enabled is off, so no worker runs; tracked events wait',
 			'Set evstream.enabled to on and reload the configuration, or call evstream_restart() where it was set for this database.');
-	ELSIF seen.holder_pid IS NOT NULL THEN
-		RETURN QUERY VALUES ('degraded', format('the process with PID %s keeps the workers from starting until its transaction ends', seen.holder_pid),
+	ELSIF seen.held_by_pid IS NOT NULL THEN
+		RETURN QUERY VALUES ('degraded', format('the process with PID %s keeps the workers from starting until its transaction ends', seen.held_by_pid),
 			'It drops, alters or copies the extension or the database.');
 	ELSIF seen.no_free_slots THEN
 		RETURN QUERY SELECT CASE WHEN consumers = 0 THEN 'down' ELSE 'degraded' END,
-			format('%s of %s workers run: there is no free worker process', seen.running, seen.wanted),
+			format('%s of %s workers run: there is no free worker process', seen.running_workers, seen.wanted_workers),
 			format('Set max_worker_processes higher than %s and restart the server.', current_setting('max_worker_processes'));
 	ELSIF NOT seen.known THEN
 		RETURN QUERY VALUES ('degraded', 'the launcher has not looked into this database yet',
 			'If this lasts, look into the server log.');
-	ELSIF seen.running < seen.wanted THEN
-		RETURN QUERY SELECT CASE WHEN consumers = 0 AND seen.next_start IS NOT NULL THEN 'down' ELSE 'degraded' END,
-			concat_ws('; ', format('%s of %s workers run', seen.running, seen.wanted), failure),
+	ELSIF seen.running_workers < seen.wanted_workers THEN
+		RETURN QUERY SELECT CASE WHEN consumers = 0 AND seen.restart_in_seconds IS NOT NULL THEN 'down' ELSE 'degraded' END,
+			concat_ws('; ', format('%s of %s workers run', seen.running_workers, seen.wanted_workers), failure),
 			'If this lasts, look at evstream_workers and into the server log.';
 	END IF;
 
@@ -1038,12 +1037,12 @@ BEGIN
 	END IF;
 	IF COALESCE(current_setting('evstream.redis_url', true), '') = '' THEN
 		RETURN QUERY VALUES ('redis', 'off', 'evstream.redis_url is empty: there is no fan-out', NULL);
-	ELSIF NOT EXISTS (SELECT FROM evstream.workers() AS w (pid, role) WHERE w.pid IS NOT NULL AND w.role = 'notifier') THEN
+	ELSIF NOT EXISTS (SELECT FROM evstream.workers() w WHERE w.pid IS NOT NULL AND w.role = 'notifier') THEN
 		RETURN QUERY VALUES ('redis', 'degraded', 'no notifier runs', NULL);
 	END IF;
 
 	RETURN QUERY SELECT p.component, p.level, p.message, p.hint
-		FROM evstream.problems() AS p (component, level, code, message, hint, role, pid, since);
+		FROM evstream.problems() p;
 
 	IF waiting > interval '60 s' THEN
 		RETURN QUERY SELECT 'outbox', 'degraded', format('the oldest waiting event was tracked %s ago', date_trunc('second', waiting)),

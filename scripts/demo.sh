@@ -156,7 +156,7 @@ sql -A -t -c 'SELECT jsonb_pretty(evstream_health())'
 say "Comparison with the truth that the generator wrote"
 difference=$(sql -A -t -v prefix="$TMP/truth" -f "$REPO/scripts/compare.sql") || result=1
 if [ -n "$difference" ]; then
-	echo "$difference"
+	echo "$difference" | head -n 40
 	result=1
 fi
 if [ $result = 0 ]; then

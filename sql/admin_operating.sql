@@ -8,7 +8,7 @@ RESET client_min_messages;
 SELECT evstream_pause();
 SELECT paused, paused_at IS NOT NULL AS at FROM evstream.state;
 SELECT evstream_pause();
-SELECT evstream_health() #> '{components,workers,hint}' AS hint;
+SELECT evstream_health() #>> '{components,workers,hint}' LIKE '%evstream_resume()%' AS hinted;
 SELECT evstream_resume();
 SELECT paused, paused_at IS NOT NULL AS at FROM evstream.state;
 SELECT evstream_restart();

@@ -26,8 +26,8 @@ FROM (VALUES
 ) e (user_id, event_type, occurred_at, item_id, amount);
 
 -- wrong stats, by two writers, and of a day that is not asked for
-INSERT INTO evstream.daily_counts VALUES ('z', '2001-02-03', 'view', 9, NULL, now(), now(), now()),
-	('z', '2001-02-05', 'view', 9, NULL, now(), now(), now());
+INSERT INTO evstream.daily_counts VALUES ('z', '2001-02-03', 'view', 9, NULL, '2001-02-03 12:00+00', '2001-02-03 12:00+00', now()),
+	('z', '2001-02-05', 'view', 9, NULL, '2001-02-05 12:00+00', '2001-02-05 12:00+00', now());
 INSERT INTO evstream.daily_items VALUES ('z', 'i', '2001-02-03', 9, 0, 0, 9, now());
 INSERT INTO evstream.daily_totals VALUES ('2001-02-03', 'view', 0, 9, 9, NULL, now()), ('2001-02-03', 'view', 1, 9, 9, NULL, now()),
 	('2001-02-05', 'view', 3, 9, 9, NULL, now());

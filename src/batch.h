@@ -147,8 +147,8 @@ extern bool batch_was_consumed(const LogPartition *part, int64 offset);
 extern uint32 batch_record_crc(const BatchRecord *record);
 
 /*
- * Parses all records: outside of a transaction, raises only for lack of
- * memory.  Texts point into the records and batch->arena.
+ * Parses all records, in a transaction (ids are hashed).  Texts point into the
+ * records and batch->arena; other memory is of the current context.
  */
 extern void batch_parse(Batch *batch);
 

@@ -47,11 +47,11 @@
 #if PG_VERSION_NUM >= 160000
 #define compat_owns_database(oid)  object_ownercheck(DatabaseRelationId, oid, GetUserId())
 #define compat_owns_extension(oid) object_ownercheck(ExtensionRelationId, oid, GetUserId())
-#define compat_owns_schema(oid)	   object_ownercheck(NamespaceRelationId, oid, GetUserId())
+#define compat_owns_schema(oid)    object_ownercheck(NamespaceRelationId, oid, GetUserId())
 #else
 #define compat_owns_database(oid)  pg_database_ownercheck(oid, GetUserId())
 #define compat_owns_extension(oid) pg_extension_ownercheck(oid, GetUserId())
-#define compat_owns_schema(oid)	   pg_namespace_ownercheck(oid, GetUserId())
+#define compat_owns_schema(oid)    pg_namespace_ownercheck(oid, GetUserId())
 #endif
 
 /* Settings that exist since 17, NULL before. */
@@ -114,10 +114,10 @@ compat_parse_interval(const char *text, Interval *span)
 
 /* Index entries of a tuple that was just inserted, without ON CONFLICT. */
 #if PG_VERSION_NUM >= 160000
-#define compat_ExecInsertIndexTuples(rel, slot, estate) \
+#define compat_ExecInsertIndexTuples(rel, slot, estate)                                            \
 	ExecInsertIndexTuples(rel, slot, estate, false, false, NULL, NIL, false)
 #else
-#define compat_ExecInsertIndexTuples(rel, slot, estate) \
+#define compat_ExecInsertIndexTuples(rel, slot, estate)                                            \
 	ExecInsertIndexTuples(rel, slot, estate, false, false, NULL, NIL)
 #endif
 

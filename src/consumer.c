@@ -56,10 +56,15 @@ static void
 store_unit(void *arg)
 {
 	StoreUnit  *unit = arg;
+	MemoryContext old;
 
 	unit->paused = batch_is_paused();
 	if (unit->paused)
 		return;
+	old = MemoryContextSwitchTo(consumer.batch_context);
+	event_arena_reset(consumer.arena);
+	batch_parse(&unit->batch);
+	MemoryContextSwitchTo(old);
 	batch_store(&unit->batch);
 	if (unit->extra)
 		unit->extra(unit->extra_arg);
@@ -154,7 +159,6 @@ store_range(BatchRecord *records, int nrecords, BatchHeaders headers,
 	{
 		StoreUnit	unit = {0};
 		int			sqlerrcode = 0;
-		MemoryContext old;
 
 		wait_for_dead_letters();
 		status_state("running");
@@ -166,11 +170,6 @@ store_range(BatchRecord *records, int nrecords, BatchHeaders headers,
 		unit.batch.zone = consumer.zone;
 		unit.extra = extra;
 		unit.extra_arg = extra_arg;
-
-		event_arena_reset(consumer.arena);
-		old = MemoryContextSwitchTo(consumer.batch_context);
-		batch_parse(&unit.batch);
-		MemoryContextSwitchTo(old);
 
 		if (worker_run("storing a batch", store_unit, &unit, &sqlerrcode))
 		{

@@ -151,11 +151,15 @@ typedef struct KafkaAssignment
 extern KafkaStatus kafka_assign(KafkaClient *client, const KafkaAssignment *parts,
 								int nparts);
 
-/* A record, or (status != KAFKA_OK) an error of one partition. */
+/*
+ * A record, or (status != KAFKA_OK) an error of one partition, with its text
+ * as the value.  After KAFKA_OUT_OF_RANGE the partition is not fetched any more
+ * until the next kafka_assign().
+ */
 typedef struct KafkaRecord
 {
 	KafkaStatus status;
-	int			part;			/* index into the assignment, or -1 */
+	int			part;			/* index into the assignment */
 	int64_t		offset;
 	int64_t		timestamp_ms;	/* or -1 */
 	const char *key;			/* NULL = none */

@@ -126,6 +126,10 @@ kafka_consume(KafkaClient *client, KafkaRecord *records, int max)
 			}
 			record->status = KAFKA_OK;
 			record->timestamp_ms = rd_kafka_message_timestamp(message, NULL);
+			record->key = message->key;
+			record->key_len = message->key_len;
+			record->value = message->payload;
+			record->value_len = message->len;
 		}
 		else
 		{
@@ -138,16 +142,16 @@ kafka_consume(KafkaClient *client, KafkaRecord *records, int max)
 			}
 			record->status = kafka_classify(message->err);
 			record->timestamp_ms = -1;
-			snprintf(client->error, sizeof(client->error), "%s [%d]: %s", part->topic,
-					 part->partition, rd_kafka_message_errstr(message));
+			record->key = NULL;
+			record->key_len = 0;
+			record->value = rd_kafka_message_errstr(message);
+			record->value_len = strlen(record->value);
+			snprintf(client->error, sizeof(client->error), "%s",
+					 rd_kafka_message_errstr(message));
 			kafka_health_error(client, message->err, client->error);
 		}
 		record->part = part->index;
 		record->offset = message->offset;
-		record->key = message->key;
-		record->key_len = message->key_len;
-		record->value = record->status == KAFKA_OK ? message->payload : NULL;
-		record->value_len = record->status == KAFKA_OK ? message->len : 0;
 		record->handle = message;
 		n++;
 	}
@@ -229,8 +233,9 @@ kafka_on_delivery(rd_kafka_t *rk, const rd_kafka_message_t *message, void *opaqu
 	if (message->err == RD_KAFKA_RESP_ERR_NO_ERROR)
 		kafka_reached(client);
 	else
+		/* rd_kafka_message_errstr() would give the record's value */
 		snprintf(delivery->error, sizeof(delivery->error), "%s",
-				 rd_kafka_message_errstr(message));
+				 rd_kafka_err2str(message->err));
 }
 
 KafkaStatus

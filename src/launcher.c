@@ -43,26 +43,26 @@
 #include "settings.h"
 #include "shared.h"
 
-#define IDLE_MS			  60000 /* then pg_database is looked through anyway */
-#define START_LIMIT_MS	  15000 /* for a process to come up */
-#define SCOUT_LIMIT_MS	  30000 /* for a look into a database */
-#define NO_SLOT_FIRST_MS  1000
-#define NO_SLOT_MS		  10000
-#define NO_SLOT_WARN	  3		/* failures in a row: a parallel query may be short */
-#define BACKOFF_FIRST_MS  1000
-#define BACKOFF_LAST_MS	  60000
-#define GOOD_RUN_MS		  60000 /* after which failures are forgotten */
-#define QUICK_END_MS	  1000
-#define QUICK_ENDS		  3
+#define IDLE_MS          60000 /* then pg_database is looked through anyway */
+#define START_LIMIT_MS   15000 /* for a process to come up */
+#define SCOUT_LIMIT_MS   30000 /* for a look into a database */
+#define NO_SLOT_FIRST_MS 1000
+#define NO_SLOT_MS       10000
+#define NO_SLOT_WARN     3 /* failures in a row: a parallel query may be short */
+#define BACKOFF_FIRST_MS 1000
+#define BACKOFF_LAST_MS  60000
+#define GOOD_RUN_MS      60000 /* after which failures are forgotten */
+#define QUICK_END_MS     1000
+#define QUICK_ENDS       3
 
 /* What one look at everything has found. */
 typedef struct StartPlan
 {
-	bool any;					/* start says what is to be started now */
+	bool any; /* start says what is to be started now */
 	WorkerStart start;
-	int missing;				/* workers that are due to be started */
-	bool first_look_waits;		/* a database that was never looked at */
-	bool look_waits;			/* a look waits for a place */
+	int missing;           /* workers that are due to be started */
+	bool first_look_waits; /* a database that was never looked at */
+	bool look_waits;       /* a look waits for a place */
 } StartPlan;
 
 /* Of the processes that this launcher has registered, by slot. */
@@ -201,9 +201,9 @@ scan_databases(void)
 	last_scan = GetCurrentTimestamp();
 
 	if (full && !warned)
-		ereport(WARNING, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-						  errmsg("evstream looks after the first %d databases only",
-								 SHARED_DATABASES)));
+		ereport(WARNING,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("evstream looks after the first %d databases only", SHARED_DATABASES)));
 	warned = full;
 }
 
@@ -364,7 +364,7 @@ follow_slot(WorkerSlot *slot, TimestampTz now)
 	if (!came_up)
 	{
 		slot->quiet = false;
-		slot->start_no++;		/* one that comes up late is not wanted */
+		slot->start_no++; /* one that comes up late is not wanted */
 	}
 	slot->phase = SLOT_IDLE;
 	slot->pid = 0;
@@ -583,8 +583,7 @@ no_place(const StartPlan *plan)
 	if (register_failures == 0)
 		warned_missing = 0;
 	register_failures++;
-	next_register =
-		after_ms(now, register_failures < NO_SLOT_WARN ? NO_SLOT_FIRST_MS : NO_SLOT_MS);
+	next_register = after_ms(now, register_failures < NO_SLOT_WARN ? NO_SLOT_FIRST_MS : NO_SLOT_MS);
 	turn_not_later_than(next_register);
 
 	if (register_failures >= NO_SLOT_WARN && missing > warned_missing)

@@ -29,10 +29,10 @@
 #define SECRETS_MAX_BYTES (64 * 1024)
 
 static MemoryContext secrets_context = NULL;
-static KafkaPair *pairs;		/* all that apply to this database */
+static KafkaPair *pairs; /* all that apply to this database */
 static int npairs;
-static int nown;				/* the first of them: from this database's section */
-static KafkaPair *kafka_pairs;	/* those for librdkafka */
+static int nown;               /* the first of them: from this database's section */
+static KafkaPair *kafka_pairs; /* those for librdkafka */
 static int nkafka_pairs;
 static uint64 content_hash;
 
@@ -171,20 +171,19 @@ read_file(const char *path, int elevel)
 	if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_size > SECRETS_MAX_BYTES)
 	{
 		CloseTransientFile(fd);
-		ereport(elevel, (errcode(ERRCODE_CONFIG_FILE_ERROR),
-						 errmsg("secrets file \"%s\" is ignored", path),
-						 errdetail("It is not a regular file of at most %d bytes.",
-								   SECRETS_MAX_BYTES)));
+		ereport(elevel,
+				(errcode(ERRCODE_CONFIG_FILE_ERROR), errmsg("secrets file \"%s\" is ignored", path),
+				 errdetail("It is not a regular file of at most %d bytes.", SECRETS_MAX_BYTES)));
 		return NULL;
 	}
 	if (st.st_uid != geteuid() || (st.st_mode & (S_IRWXG | S_IRWXO)) != 0)
 	{
 		CloseTransientFile(fd);
-		ereport(elevel, (errcode(ERRCODE_CONFIG_FILE_ERROR),
-						 errmsg("secrets file \"%s\" is ignored", path),
-						 errdetail("It must belong to the server's user, and nobody else may have "
-								   "rights on it."),
-						 errhint("Run chown and chmod 600 on it, then reload the configuration.")));
+		ereport(elevel,
+				(errcode(ERRCODE_CONFIG_FILE_ERROR), errmsg("secrets file \"%s\" is ignored", path),
+				 errdetail("It must belong to the server's user, and nobody else may have "
+						   "rights on it."),
+				 errhint("Run chown and chmod 600 on it, then reload the configuration.")));
 		return NULL;
 	}
 	text = palloc(st.st_size + 1);
@@ -208,8 +207,8 @@ setting_secrets_load(int elevel)
 	char *text;
 
 	if (secrets_context == NULL)
-		secrets_context = AllocSetContextCreate(TopMemoryContext, "evstream secrets",
-												ALLOCSET_SMALL_SIZES);
+		secrets_context =
+			AllocSetContextCreate(TopMemoryContext, "evstream secrets", ALLOCSET_SMALL_SIZES);
 	MemoryContextReset(secrets_context);
 	old = MemoryContextSwitchTo(secrets_context);
 	npairs = nown = nkafka_pairs = 0;
@@ -229,12 +228,12 @@ setting_secrets_load(int elevel)
 	kafka_pairs = palloc((npairs + 1) * sizeof(KafkaPair));
 	for (int i = 0; i < npairs; i++)
 	{
-		content_hash = hash_combine64(content_hash,
-									  hash_bytes_extended((const unsigned char *) pairs[i].key,
-														  strlen(pairs[i].key), 0));
-		content_hash = hash_combine64(content_hash,
-									  hash_bytes_extended((const unsigned char *) pairs[i].value,
-														  strlen(pairs[i].value), 1));
+		content_hash =
+			hash_combine64(content_hash, hash_bytes_extended((const unsigned char *) pairs[i].key,
+															 strlen(pairs[i].key), 0));
+		content_hash =
+			hash_combine64(content_hash, hash_bytes_extended((const unsigned char *) pairs[i].value,
+															 strlen(pairs[i].value), 1));
 		if (!own_key(pairs[i].key))
 			kafka_pairs[nkafka_pairs++] = pairs[i];
 	}

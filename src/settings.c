@@ -54,32 +54,19 @@ char *setting_traceparent;
 
 /* Those that a worker takes at its start. */
 static const char *const worker_settings[] = {
-	"evstream.batch_size",
-	"evstream.consumers",
-	"evstream.dead_letter_limit",
-	"evstream.dead_letter_retention",
-	"evstream.dedup_window",
-	"evstream.enabled",
-	"evstream.item_stats",
-	"evstream.kafka_brokers",
-	"evstream.kafka_group",
-	"evstream.kafka_options",
-	"evstream.kafka_partitions",
-	"evstream.kafka_read_topics",
-	"evstream.kafka_start",
-	"evstream.kafka_topic",
-	"evstream.max_clock_skew",
-	"evstream.max_event_bytes",
-	"evstream.notify_channels",
-	"evstream.publish_all",
-	"evstream.redis_prefix",
-	"evstream.redis_url",
-	"evstream.retention",
-	"evstream.secrets_file",
-	"evstream.stats_retention",
-	"evstream.store_events",
-	"evstream.stream_maxlen",
-	"evstream.stream_ttl",
+	"evstream.batch_size",        "evstream.consumers",
+	"evstream.dead_letter_limit", "evstream.dead_letter_retention",
+	"evstream.dedup_window",      "evstream.enabled",
+	"evstream.item_stats",        "evstream.kafka_brokers",
+	"evstream.kafka_group",       "evstream.kafka_options",
+	"evstream.kafka_partitions",  "evstream.kafka_read_topics",
+	"evstream.kafka_start",       "evstream.kafka_topic",
+	"evstream.max_clock_skew",    "evstream.max_event_bytes",
+	"evstream.notify_channels",   "evstream.publish_all",
+	"evstream.redis_prefix",      "evstream.redis_url",
+	"evstream.retention",         "evstream.secrets_file",
+	"evstream.stats_retention",   "evstream.store_events",
+	"evstream.stream_maxlen",     "evstream.stream_ttl",
 	"evstream.time_zone",
 };
 
@@ -92,8 +79,8 @@ define_bool(const char *name, bool *variable, bool boot, const char *what)
 static void
 define_int(const char *name, int *variable, int boot, int min, int max, int flags, const char *what)
 {
-	DefineCustomIntVariable(name, what, NULL, variable, boot, min, max, PGC_SUSET, flags, NULL, NULL,
-							NULL);
+	DefineCustomIntVariable(name, what, NULL, variable, boot, min, max, PGC_SUSET, flags, NULL,
+							NULL, NULL);
 }
 
 static void
@@ -114,8 +101,9 @@ settings_define(void)
 			   "Number of dead letters at which consumption pauses.");
 	define_string("evstream.dead_letter_retention", &setting_dead_letter_retention, "30 days",
 				  check_duration, "Dead letters received longer ago than this are dropped.");
-	define_string("evstream.dedup_window", &setting_dedup_window, "2 days", check_duration,
-				  "An event_id counts once within this time, in days on which events were received.");
+	define_string(
+		"evstream.dedup_window", &setting_dedup_window, "2 days", check_duration,
+		"An event_id counts once within this time, in days on which events were received.");
 	define_bool("evstream.enabled", &setting_enabled, true,
 				"Runs the workers; if off, tracked events wait.");
 	define_bool("evstream.item_stats", &setting_item_stats, true, "Counts by user, item and day.");
@@ -160,10 +148,9 @@ settings_define(void)
 				  "How long the stream of a subscriber without filters is kept.");
 	define_string("evstream.time_zone", &setting_time_zone, "UTC", check_time_zone,
 				  "Time zone whose days are counted.");
-	DefineCustomStringVariable("evstream.traceparent",
-							   "W3C trace context that travels with the events tracked.", NULL,
-							   &setting_traceparent, "", PGC_USERSET, 0, check_traceparent, NULL,
-							   NULL);
+	DefineCustomStringVariable(
+		"evstream.traceparent", "W3C trace context that travels with the events tracked.", NULL,
+		&setting_traceparent, "", PGC_USERSET, 0, check_traceparent, NULL, NULL);
 
 	MarkGUCPrefixReserved("evstream");
 }

@@ -17,11 +17,11 @@
 #include "settings.h"
 #include "settings_check.h"
 
-#define TOPIC_MAX	249
-#define GROUP_MAX	255
-#define PREFIX_MAX	200
+#define TOPIC_MAX   249
+#define GROUP_MAX   255
+#define PREFIX_MAX  200
 #define CHANNEL_MAX (NAMEDATALEN - 1)
-#define YEARS_MAX	1000
+#define YEARS_MAX   1000
 
 static bool
 is_blank(char c)
@@ -178,9 +178,10 @@ check_topics(char **newval, void **extra, GucSource source)
 	{
 		if (!valid_topic(item, len))
 		{
-			GUC_check_errdetail("The value must be a comma-separated list of topics; a topic has 1 to "
-								"%d characters: letters, digits, \".\", \"_\" and \"-\".",
-								TOPIC_MAX);
+			GUC_check_errdetail(
+				"The value must be a comma-separated list of topics; a topic has 1 to "
+				"%d characters: letters, digits, \".\", \"_\" and \"-\".",
+				TOPIC_MAX);
 			return false;
 		}
 	}
@@ -209,8 +210,9 @@ check_options(char **newval, void **extra, GucSource source)
 	GUC_check_errcode(ERRCODE_INVALID_PARAMETER_VALUE);
 	GUC_check_errmsg("invalid value for parameter \"evstream.kafka_options\"");
 	GUC_check_errdetail("%s", fault);
-	GUC_check_errhint("The value is a list of librdkafka properties, key=value, separated by \";\"; "
-					  "secrets belong into the file that evstream.secrets_file names.");
+	GUC_check_errhint(
+		"The value is a list of librdkafka properties, key=value, separated by \";\"; "
+		"secrets belong into the file that evstream.secrets_file names.");
 	free(fault);
 	return false;
 }
@@ -237,8 +239,9 @@ check_channels(char **newval, void **extra, GucSource source)
 	{
 		if (len == 0 || len > CHANNEL_MAX)
 		{
-			GUC_check_errdetail("The value must be a comma-separated list of channels of 1 to %d bytes.",
-								CHANNEL_MAX);
+			GUC_check_errdetail(
+				"The value must be a comma-separated list of channels of 1 to %d bytes.",
+				CHANNEL_MAX);
 			return false;
 		}
 	}

@@ -25,9 +25,9 @@
 #include "status.h"
 
 #define SHARED_DATABASES 1024
-#define SHARED_HOLDS	 128
-#define SHARED_LAGS		 2048
-#define SCOUT_SLOT		 0
+#define SHARED_HOLDS     128
+#define SHARED_LAGS      2048
+#define SCOUT_SLOT       0
 
 #define STATE_SIZE 16
 #define CODE_SIZE  32
@@ -47,9 +47,9 @@ typedef struct WorkerStart
 
 typedef struct SlotProblem
 {
-	StatusLevel level;			/* LEVEL_OK: none */
+	StatusLevel level; /* LEVEL_OK: none */
 	char code[CODE_SIZE];
-	char logged[CODE_SIZE];		/* code that was logged and not yet taken back;
+	char logged[CODE_SIZE]; /* code that was logged and not yet taken back;
 								 * outlives the process */
 	char message[TEXT_SIZE];
 	char hint[TEXT_SIZE];
@@ -59,10 +59,10 @@ typedef struct SlotProblem
 typedef enum SlotPhase
 {
 	SLOT_FREE,
-	SLOT_IDLE,					/* kept for a worker that is to be started */
-	SLOT_STARTING,				/* registered, has not come up yet */
+	SLOT_IDLE,     /* kept for a worker that is to be started */
+	SLOT_STARTING, /* registered, has not come up yet */
 	SLOT_RUNNING,
-	SLOT_ENDED					/* gone; the launcher has not looked at it yet */
+	SLOT_ENDED /* gone; the launcher has not looked at it yet */
 } SlotPhase;
 
 typedef struct WorkerSlot
@@ -72,25 +72,25 @@ typedef struct WorkerSlot
 	WorkerRole role;
 	int index;
 	int count;
-	uint32 config_no;			/* of the database, when it was started */
-	uint32 start_no;			/* a process that was started under another one
+	uint32 config_no; /* of the database, when it was started */
+	uint32 start_no;  /* a process that was started under another one
 								 * is not for this slot any more */
 	pid_t pid;
 	PGPROC *proc;
-	TimestampTz changed_at;		/* when it came into its phase */
-	TimestampTz started_at;		/* when its last process came up */
-	bool stopping;				/* was asked to end */
-	bool quiet;					/* ended by its own wish, to be started again */
-	int failures;				/* in a row */
-	int quick_ends;				/* quiet ends right after the start, in a row */
+	TimestampTz changed_at; /* when it came into its phase */
+	TimestampTz started_at; /* when its last process came up */
+	bool stopping;          /* was asked to end */
+	bool quiet;             /* ended by its own wish, to be started again */
+	int failures;           /* in a row */
+	int quick_ends;         /* quiet ends right after the start, in a row */
 	TimestampTz next_start;
-	int64 restarts;				/* -1: never started */
+	int64 restarts; /* -1: never started */
 
 	pg_atomic_uint64 events;
 	pg_atomic_uint64 batches;
 	pg_atomic_uint64 errors;
 
-	slock_t mutex;				/* for the following */
+	slock_t mutex; /* for the following */
 	char state[STATE_SIZE];
 	char last_error[TEXT_SIZE];
 	TimestampTz last_error_at;
@@ -99,50 +99,50 @@ typedef struct WorkerSlot
 
 typedef struct DatabaseEntry
 {
-	Oid dboid;					/* InvalidOid: free */
-	bool gone;					/* dropped, or no connections allowed */
+	Oid dboid; /* InvalidOid: free */
+	bool gone; /* dropped, or no connections allowed */
 
 	/* requests */
 	uint32 look_wanted;
 	bool restart_wanted;
-	bool unsettled;				/* a prepared transaction may bring or take the
+	bool unsettled; /* a prepared transaction may bring or take the
 								 * extension */
 
 	/* findings of the scout */
-	uint32 look_done;			/* the request that they answer */
-	bool known;					/* looked at, ever */
+	uint32 look_done; /* the request that they answer */
+	bool known;       /* looked at, ever */
 	Oid extension;
 	bool enabled;
 	bool kafka;
 	bool redis;
 	int consumers;
-	uint32 config_no;			/* grows when workers have to start anew */
+	uint32 config_no; /* grows when workers have to start anew */
 
 	/* the launcher's */
 	int look_failures;
 	TimestampTz next_look;
 
-	pg_atomic_uint64 dead_letters;	/* int64; -1: not known */
+	pg_atomic_uint64 dead_letters; /* int64; -1: not known */
 } DatabaseEntry;
 
 typedef struct DatabaseHold
 {
-	pid_t pid;					/* 0: free */
+	pid_t pid; /* 0: free */
 	PGPROC *proc;
 	Oid dboid;
 } DatabaseHold;
 
 typedef struct LagEntry
 {
-	int slot;					/* -1: free */
-	uint32 start_no;			/* of the process that wrote it */
+	int slot;        /* -1: free */
+	uint32 start_no; /* of the process that wrote it */
 	Oid dboid;
 	int32 log_id;
 	int32 partition;
 	int64 position;
 	int64 end_offset;
 	TimestampTz last_record_at;
-	char topic[TOPIC_SIZE];		/* "": embedded */
+	char topic[TOPIC_SIZE]; /* "": embedded */
 } LagEntry;
 
 typedef struct SharedState
@@ -151,11 +151,11 @@ typedef struct SharedState
 	LWLock *lag_lock;
 	pid_t launcher_pid;
 	PGPROC *launcher_proc;
-	uint32 scan_wanted;			/* look through pg_database again */
-	bool no_free_slots;			/* max_worker_processes is too small */
-	int ndatabases;				/* entries that were ever used */
+	uint32 scan_wanted; /* look through pg_database again */
+	bool no_free_slots; /* max_worker_processes is too small */
+	int ndatabases;     /* entries that were ever used */
 	int nslots;
-	int nlags;					/* entries that were ever used */
+	int nlags; /* entries that were ever used */
 	DatabaseEntry databases[SHARED_DATABASES];
 	DatabaseHold holds[SHARED_HOLDS];
 	LagEntry lags[SHARED_LAGS];

@@ -241,7 +241,7 @@ status_lag(int32 log_id, const char *topic, int32 partition, int64 position, int
 	if (entry != NULL)
 	{
 		bool fresh = entry->slot != slotno || entry->start_no != own_slot->start_no ||
-			entry->log_id != log_id || entry->partition != partition;
+					 entry->log_id != log_id || entry->partition != partition;
 
 		entry->slot = slotno;
 		entry->start_no = own_slot->start_no;
@@ -259,9 +259,9 @@ status_lag(int32 log_id, const char *topic, int32 partition, int64 position, int
 			if (own_nlags == own_lags_size)
 			{
 				own_lags_size = own_lags_size ? own_lags_size * 2 : 16;
-				own_lags = own_lags ? repalloc(own_lags, own_lags_size * sizeof(int))
-									: MemoryContextAlloc(TopMemoryContext,
-														 own_lags_size * sizeof(int));
+				own_lags = own_lags
+							   ? repalloc(own_lags, own_lags_size * sizeof(int))
+							   : MemoryContextAlloc(TopMemoryContext, own_lags_size * sizeof(int));
 			}
 			own_lags[own_nlags++] = entry - shared->lags;
 		}

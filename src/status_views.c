@@ -109,9 +109,10 @@ evstream_status_workers(PG_FUNCTION_ARGS)
 		nulls[0] = !running;
 		values[1] = CStringGetTextDatum(shared_role_name(slot->role));
 		values[2] = Int32GetDatum(slot->index);
-		set_text(values, nulls, 3, running						   ? slot->state
-								   : slot->phase == SLOT_STARTING ? "starting"
-																   : "stopped");
+		set_text(values, nulls, 3,
+				 running                        ? slot->state
+				 : slot->phase == SLOT_STARTING ? "starting"
+												: "stopped");
 		set_time(values, nulls, 4, running ? slot->started_at : 0);
 		values[5] = Int64GetDatum((int64) pg_atomic_read_u64(&slot->events));
 		values[6] = Int64GetDatum((int64) pg_atomic_read_u64(&slot->batches));
@@ -151,7 +152,8 @@ evstream_status_lag(PG_FUNCTION_ARGS)
 			continue;
 		slot = &shared->slots[entry->slot];
 		entries[n] = *entry;
-		owners[n] = slot->phase == SLOT_RUNNING && slot->start_no == entry->start_no ? slot->pid : 0;
+		owners[n] =
+			slot->phase == SLOT_RUNNING && slot->start_no == entry->start_no ? slot->pid : 0;
 		n++;
 	}
 	LWLockRelease(shared->lag_lock);

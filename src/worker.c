@@ -36,16 +36,16 @@
 #include "shared.h"
 #include "worker.h"
 
-#define ERROR_SIZE		  1024
-#define REPEAT_LOG_US	  (60 * USECS_PER_SEC)
-#define BACKOFF_FIRST_MS  100
-#define BACKOFF_LAST_MS	  30000
-#define STATS_FLUSH_MS	  500
+#define ERROR_SIZE       1024
+#define REPEAT_LOG_US    (60 * USECS_PER_SEC)
+#define BACKOFF_FIRST_MS 100
+#define BACKOFF_LAST_MS  30000
+#define STATS_FLUSH_MS   500
 
 WorkerSelf worker_self;
 
 static char *fingerprint;
-static char self_name[64];		/* "evstream consumer 0" */
+static char self_name[64]; /* "evstream consumer 0" */
 static char database_name[NAMEDATALEN];
 static const char *current_unit = NULL;
 static ErrorContextCallback error_callback;
@@ -53,14 +53,14 @@ static ErrorContextCallback error_callback;
 static char last_error[ERROR_SIZE];
 static char logged_error[ERROR_SIZE];
 static TimestampTz logged_at;
-static int failures;			/* of worker_run() in a row */
+static int failures; /* of worker_run() in a row */
 static bool stats_pending;
 
 /* ---- end of a worker ---- */
 
 /* Exit status 0, as the postmaster logs any other. */
-static void pg_attribute_noreturn()
-leave(bool again, const char *why)
+static void
+pg_attribute_noreturn() leave(bool again, const char *why)
 {
 	ereport(DEBUG1, (errmsg_internal("%s ends: %s", self_name, why)));
 	if (own_slot != NULL)
@@ -158,8 +158,7 @@ find_extension(void)
 		char *schema = get_namespace_name(worker_extension_schema(worker_self.extension));
 
 		if (schema != NULL)
-			worker_self.schema =
-				MemoryContextStrdup(TopMemoryContext, quote_identifier(schema));
+			worker_self.schema = MemoryContextStrdup(TopMemoryContext, quote_identifier(schema));
 	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();
@@ -207,8 +206,7 @@ worker_begin(Datum main_arg, WorkerRole role)
 		ereport(LOG, (errmsg("evstream %s %d of %d started for database \"%s\"",
 							 shared_role_name(role), start.index + 1, start.count, database_name)));
 	else
-		ereport(LOG,
-				(errmsg("%s started for database \"%s\"", self_name, database_name)));
+		ereport(LOG, (errmsg("%s started for database \"%s\"", self_name, database_name)));
 
 	error_callback.callback = error_context;
 	error_callback.previous = NULL;
