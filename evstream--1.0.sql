@@ -59,8 +59,8 @@ CREATE TABLE evstream.identity (
 	outbox_system bigint NOT NULL,
 	outbox_database oid NOT NULL,
 	outbox_base bigint NOT NULL DEFAULT 0,
+	-- milliseconds at the last take-over; of two owners the later one counts
 	claim bigint NOT NULL DEFAULT 0,
-	claim_pending boolean NOT NULL DEFAULT false,
 	claimed_at timestamptz
 );
 COMMENT ON TABLE evstream.identity IS 'Which database this is: its mark on the Kafka group and the Redis prefix';
@@ -748,8 +748,8 @@ BEGIN
 	UPDATE evstream.identity SET
 		system_identifier = here.system_identifier,
 		database_oid = here.oid,
-		claim = claim + 1,
-		claim_pending = true,
+		-- of two that hold the same mark, the later claim counts
+		claim = GREATEST(claim + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint),
 		claimed_at = now();
 	PERFORM evstream.restart_workers();
 	RETURN true;
@@ -981,7 +981,8 @@ BEGIN
 			'It drops, alters or copies the extension or the database.');
 	ELSIF seen.no_free_slots THEN
 		RETURN QUERY SELECT CASE WHEN consumers = 0 THEN 'down' ELSE 'degraded' END,
-			format('%s of %s workers run: there is no free worker process', seen.running_workers, seen.wanted_workers),
+			CASE WHEN seen.known THEN format('%s of %s workers run: there is no free worker process', seen.running_workers, seen.wanted_workers)
+				ELSE 'no worker runs: there is no free worker process' END,
 			format('Set max_worker_processes higher than %s and restart the server.', current_setting('max_worker_processes'));
 	ELSIF NOT seen.known THEN
 		RETURN QUERY VALUES ('degraded', 'the launcher has not looked into this database yet',

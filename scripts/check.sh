@@ -5,7 +5,7 @@
 # usage: check.sh [NAME]      NAME: one test, by the name of its file without ending
 #
 #   test/*_test.c       unit tests in C, with sanitizers, printing TAP; X_test.c is
-#                       built with src/X*.c
+#                       built with those src/X*.c that include no server header
 #   bench/*_test.sh     tests of the tools, printing TAP
 #   sql/*.sql           pg_regress, in the order of sql/schedule or else by name; with
 #                       NAME, sql/setup.sql comes before it, where there is one
@@ -125,9 +125,13 @@ test_env()
 
 run_unit()
 {
+	local sources
+	# Only what needs no server can be tested alone.
+	sources=$(grep -L '"postgres.h"' src/"${1%_test}"*.c)
+	# shellcheck disable=SC2086
 	gcc -std=gnu99 -g -O1 -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers -Wno-sign-compare \
 		-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer \
-		-Isrc -o "$TMP/$1" "test/$1.c" src/"${1%_test}"*.c -lm || return
+		-Isrc -o "$TMP/$1" "test/$1.c" $sources -lm || return
 	cd "$TMP/tree"
 	test_env "$1" timeout "$LIMIT" "$TMP/$1"
 }
@@ -209,7 +213,7 @@ report()
 	[ "$f" != 0 ] || return 0
 
 	echo "----- $id: status $rc -----"
-	tail -n 150 "$log"
+	grep -v '^ok ' "$log" | tail -n 150
 	case $kind in
 		regress | isolation)
 			head -n 300 "$TMP/$kind/regression.diffs" 2>/dev/null || true

@@ -50,7 +50,7 @@ CREATE TEMPORARY TABLE before ON COMMIT DROP AS SELECT * FROM evstream.identity;
 UPDATE evstream.identity SET system_identifier = 1, database_oid = 1;
 SELECT evstream_take_over();
 SELECT i.mark = b.mark AS mark, i.system_identifier = b.system_identifier AS system, i.database_oid = b.database_oid AS database,
-	i.claim - b.claim AS claims, i.claim_pending, i.claimed_at = now() AS now
+	i.claim > b.claim AS claims, i.claimed_at = now() AS now
 FROM evstream.identity i, before b;
 ROLLBACK;
 

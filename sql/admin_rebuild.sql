@@ -4,6 +4,7 @@ SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS evstream;
 RESET client_min_messages;
 SET TimeZone = 'America/New_York';
+SET datestyle = 'ISO';
 
 BEGIN;
 -- a day of its own, which the workers neither write nor drop

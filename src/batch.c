@@ -270,6 +270,14 @@ batch_record_crc(const BatchRecord *record)
 }
 
 bool
+batch_is_restored(void)
+{
+	execute("SELECT EXISTS (SELECT FROM evstream.restored) OR NOT EXISTS (SELECT FROM evstream.state)",
+			0, NULL, NULL, NULL, SPI_OK_SELECT);
+	return DatumGetBool(column(0, 1, NULL));
+}
+
+bool
 batch_is_paused(void)
 {
 	execute("SELECT EXISTS (SELECT FROM evstream.state WHERE paused) OR NOT EXISTS (SELECT FROM evstream.state)"

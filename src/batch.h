@@ -160,6 +160,12 @@ extern void batch_parse(Batch *batch);
 extern void batch_store(Batch *batch);
 extern void batch_stored(Batch *batch);
 
+/*
+ * Was this database restored from a dump, and not resumed since?  Then its
+ * data may not be complete: workers leave all of it alone.
+ */
+extern bool batch_is_restored(void);
+
 /* Is consumption stopped by evstream_pause(), or not yet resumed after a restore? */
 extern bool batch_is_paused(void);
 

@@ -366,6 +366,7 @@ local_load_unit(void *arg)
 {
 	LocalReader *reader = arg;
 
+	outbox_adopt();
 	reader->position = outbox_local_position();
 	batch_load_partition(&reader->part, LOG_EMBEDDED, 0, consumer.long_context);
 }
@@ -482,6 +483,32 @@ zone_unit(void *arg)
 							   setting_time_zone) == 0;
 }
 
+static void
+restored_unit(void *arg)
+{
+	*(bool *) arg = batch_is_restored();
+}
+
+/* Waits until a restored database is released. */
+static void
+wait_for_resume(void)
+{
+	for (;;)
+	{
+		bool		restored = false;
+
+		if (!worker_run("looking whether the database was restored", restored_unit, &restored, NULL))
+			worker_backoff();
+		else if (!restored)
+			return;
+		else
+		{
+			status_state("paused");
+			(void) worker_wait(-1, PAUSED_MS);
+		}
+	}
+}
+
 /*
  * Maintenance writes down the zone of the days, so that a rebuild knows it;
  * nothing is counted before that.
@@ -521,8 +548,7 @@ evstream_consumer_main(Datum main_arg)
 	if (consumer.zone == NULL)
 		elog(ERROR, "time zone \"%s\" not recognized", setting_time_zone);
 
-	while (!worker_run("looking at the outbox's origin", outbox_adopt, NULL, NULL))
-		worker_backoff();
+	wait_for_resume();
 	wait_for_zone();
 
 	if (setting_kafka_brokers[0] == '\0')

@@ -194,20 +194,23 @@ foreign(const char *message)
 				   "If this database is to be the owner, call evstream_take_over(); otherwise set another evstream.kafka_group.");
 }
 
-/* Is a mark that we found of somebody who has claimed the group after us? */
+/*
+ * Is a mark that we found of another database, which has claimed the group
+ * after us?  One of this database is ours, also if the extension was created
+ * anew since.
+ */
 static bool
 mark_is_foreign(const char *mark)
 {
-	const char *ours_end = strrchr(source.mark, '/');
-	const char *theirs_end;
+	const char *place = source.mark + strlen(MARK_PREFIX) + 36;
+	const char *claim = strrchr(source.mark, '/');
+	Size		prefix = strlen(MARK_PREFIX) + 36;
 
-	if (strncmp(mark, MARK_PREFIX, strlen(MARK_PREFIX)) != 0 || strcmp(mark, source.mark) == 0)
+	if (strncmp(mark, MARK_PREFIX, strlen(MARK_PREFIX)) != 0)
 		return false;
-	theirs_end = strrchr(mark, '/');
-	/* ours, from before we took over */
-	if (theirs_end - mark == ours_end - source.mark && strncmp(mark, source.mark, theirs_end - mark) == 0)
+	if (strlen(mark) > prefix && strncmp(mark + prefix, place, claim + 1 - place) == 0)
 		return false;
-	return strtoll(theirs_end + 1, NULL, 10) >= source.claim;
+	return strtoll(strrchr(mark, '/') + 1, NULL, 10) >= source.claim;
 }
 
 /*
@@ -771,6 +774,7 @@ show_lag(void)
 static void
 load_ranges_unit(void *arg)
 {
+	outbox_adopt();
 	outbox_local_ranges_load();
 }
 

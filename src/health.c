@@ -18,7 +18,7 @@ PG_FUNCTION_INFO_V1(evstream_dead_letter_count);
 Datum
 evstream_dead_letter_count(PG_FUNCTION_ARGS)
 {
-	int64		count = status_dead_letters(MyDatabaseId);
+	int64 count = status_dead_letters(MyDatabaseId);
 
 	if (count < 0)
 		PG_RETURN_NULL();

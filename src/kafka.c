@@ -181,9 +181,6 @@ kafka_health_error(KafkaClient *client, rd_kafka_resp_err_t err, const char *tex
 	}
 	if (client->last_status != KAFKA_DENIED && client->last_status != KAFKA_AWAY)
 		return;
-	if (client->health == KAFKA_OK && client->last_status == KAFKA_AWAY &&
-		err != RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN)
-		return;
 	if (client->health == KAFKA_OK)
 		client->probe_after_ms = now_ms();
 	client->health = client->last_status;

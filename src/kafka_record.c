@@ -118,7 +118,7 @@ kafka_consume(KafkaClient *client, KafkaRecord *records, int max)
 
 		if (message->err == RD_KAFKA_RESP_ERR_NO_ERROR)
 		{
-			kafka_reached(client);
+			/* It may have been fetched long ago: no sign of a broker. */
 			if (part == NULL || message->offset < part->from)
 			{
 				rd_kafka_message_destroy(message);

@@ -27,16 +27,16 @@
 #include "status.h"
 #include "worker.h"
 
-#define TURN_MS				10000L	/* as long as nothing fails */
-#define FAILED_TURN_MS		2000L
-#define RETENTION_EVERY		USECS_PER_MINUTE
-#define STATS_EVERY			USECS_PER_HOUR	/* reads the default leaves */
-#define DROP_WAIT_MIN		USECS_PER_MINUTE	/* after a drop that could not lock */
-#define DROP_WAIT_MAX		USECS_PER_HOUR
+#define TURN_MS         10000L /* as long as nothing fails */
+#define FAILED_TURN_MS  2000L
+#define RETENTION_EVERY USECS_PER_MINUTE
+#define STATS_EVERY     USECS_PER_HOUR   /* reads the default leaves */
+#define DROP_WAIT_MIN   USECS_PER_MINUTE /* after a drop that could not lock */
+#define DROP_WAIT_MAX   USECS_PER_HOUR
 
-#define DAYS_AHEAD			2
-#define CHUNK_ROWS			10000	/* deleted in one transaction */
-#define CHUNKS_PER_TURN		20
+#define DAYS_AHEAD      2
+#define CHUNK_ROWS      10000 /* deleted in one transaction */
+#define CHUNKS_PER_TURN 20
 
 PGDLLEXPORT void evstream_maintenance_main(Datum main_arg);
 
@@ -44,21 +44,21 @@ PGDLLEXPORT void evstream_maintenance_main(Datum main_arg);
 typedef struct Turn
 {
 	TimestampTz now;
-	DateADT		today;			/* UTC */
-	bool		restored;		/* out of look_around() */
-	char		name[NAMEDATALEN];	/* of a leaf, in or out */
-	bool		found;			/* there was one */
-	bool		done;
+	DateADT today;          /* UTC */
+	bool restored;          /* out of look_around() */
+	char name[NAMEDATALEN]; /* of a leaf, in or out */
+	bool found;             /* there was one */
+	bool done;
 	PartitionStats stats;
-	DateADT		before;
-	uint64		ndeleted;
+	DateADT before;
+	uint64 ndeleted;
 } Turn;
 
 /* Drops of leaves of one table are put off when somebody uses it. */
 typedef struct Drops
 {
 	TimestampTz next;
-	int64		wait;
+	int64 wait;
 } Drops;
 
 static Drops events_drops;
@@ -71,8 +71,7 @@ static char recorded[NAMEDATALEN] = "";
 static uint64
 execute(const char *command, int nargs, Oid *types, Datum *values)
 {
-	int			ret = SPI_execute_with_args(command, nargs, types, values, NULL,
-											false, 0);
+	int ret = SPI_execute_with_args(command, nargs, types, values, NULL, false, 0);
 
 	if (ret < 0)
 		elog(ERROR, "SPI_execute failed: %s", SPI_result_code_string(ret));
@@ -83,8 +82,8 @@ execute(const char *command, int nargs, Oid *types, Datum *values)
 static Datum
 first_value(Datum otherwise)
 {
-	bool		isnull = true;
-	Datum		value = (Datum) 0;
+	bool isnull = true;
+	Datum value = (Datum) 0;
 
 	if (SPI_processed > 0)
 		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
@@ -100,9 +99,9 @@ first_value(Datum otherwise)
 static void
 look_around(void *arg)
 {
-	Turn	   *turn = arg;
-	Oid			types[] = {TEXTOID};
-	Datum		values[] = {CStringGetTextDatum(setting_time_zone)};
+	Turn *turn = arg;
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(setting_time_zone)};
 
 	turn->restored = execute("SELECT FROM evstream.restored", 0, NULL, NULL) > 0;
 	if (turn->restored ||
@@ -117,8 +116,8 @@ look_around(void *arg)
 static void
 adopt(void *arg)
 {
-	Turn	   *turn = arg;
-	char		after[NAMEDATALEN];
+	Turn *turn = arg;
+	char after[NAMEDATALEN];
 
 	strlcpy(after, turn->name, sizeof(after));
 	turn->found = partition_adopt_next(after, turn->name);
@@ -127,7 +126,7 @@ adopt(void *arg)
 static void
 ensure_events(void *arg)
 {
-	Turn	   *turn = arg;
+	Turn *turn = arg;
 
 	for (int n = 0; n <= DAYS_AHEAD; n++)
 		partition_ensure_events(turn->now + n * USECS_PER_DAY);
@@ -142,13 +141,13 @@ ensure_months(void *arg)
 static bool
 prepare(Turn *turn)
 {
-	bool		ok = true;
+	bool ok = true;
 
 	/* a table that cannot be attached is passed over, and named in the log */
 	turn->name[0] = '\0';
 	do
 	{
-		char		last[NAMEDATALEN];
+		char last[NAMEDATALEN];
 
 		strlcpy(last, turn->name, sizeof(last));
 		turn->found = false;
@@ -169,7 +168,7 @@ prepare(Turn *turn)
 static void
 drop_leaf(void *arg)
 {
-	Turn	   *turn = arg;
+	Turn *turn = arg;
 
 	turn->done = partition_drop(turn->name);
 }
@@ -199,12 +198,11 @@ drops_note(Drops *drops, const Turn *turn, bool committed)
 static void
 find_events(void *arg)
 {
-	Turn	   *turn = arg;
-	int64		kept = setting_interval_us(setting_retention);
+	Turn *turn = arg;
+	int64 kept = setting_interval_us(setting_retention);
 
 	/* the whole day has to be older */
-	turn->found = kept >= 0 &&
-		partition_oldest_events(partition_day(turn->now - kept), turn->name);
+	turn->found = kept >= 0 && partition_oldest_events(partition_day(turn->now - kept), turn->name);
 }
 
 static void
@@ -242,14 +240,15 @@ drop_expired_events(Turn *turn)
 static void
 find_stats_limit(void *arg)
 {
-	Turn	   *turn = arg;
-	int64		kept = setting_interval_us(setting_stats_retention);
-	Oid			types[] = {TIMESTAMPTZOID};
-	Datum		values[] = {TimestampTzGetDatum(turn->now - Max(kept, 0))};
+	Turn *turn = arg;
+	int64 kept = setting_interval_us(setting_stats_retention);
+	Oid types[] = {TIMESTAMPTZOID};
+	Datum values[] = {TimestampTzGetDatum(turn->now - Max(kept, 0))};
 
 	turn->found = kept >= 0 &&
-		execute("SELECT pg_catalog.date_trunc('month', $1 AT TIME ZONE time_zone)::date"
-				" FROM evstream.state", 1, types, values) > 0;
+				  execute("SELECT pg_catalog.date_trunc('month', $1 AT TIME ZONE time_zone)::date"
+						  " FROM evstream.state",
+						  1, types, values) > 0;
 	if (turn->found)
 		turn->before = DatumGetDateADT(first_value((Datum) 0));
 }
@@ -257,7 +256,7 @@ find_stats_limit(void *arg)
 static void
 find_month(void *arg)
 {
-	Turn	   *turn = arg;
+	Turn *turn = arg;
 
 	turn->found = partition_oldest_month(turn->stats, turn->before, turn->name);
 }
@@ -274,16 +273,16 @@ static const char *const stats_deletes[] = {
 typedef struct StatsDelete
 {
 	const char *command;
-	DateADT		before;
-	uint64		ndeleted;
+	DateADT before;
+	uint64 ndeleted;
 } StatsDelete;
 
 static void
 delete_stats(void *arg)
 {
 	StatsDelete *chunk = arg;
-	Oid			types[] = {DATEOID, INT8OID};
-	Datum		values[] = {DateADTGetDatum(chunk->before), Int64GetDatum(CHUNK_ROWS)};
+	Oid types[] = {DATEOID, INT8OID};
+	Datum values[] = {DateADTGetDatum(chunk->before), Int64GetDatum(CHUNK_ROWS)};
 
 	chunk->ndeleted = execute(chunk->command, 2, types, values);
 }
@@ -335,19 +334,23 @@ drop_expired_stats(Turn *turn, bool defaults)
 static void
 find_segment(void *arg)
 {
-	Turn	   *turn = arg;
-	int64		window = setting_interval_us(setting_dedup_window);
-	Oid			types[] = {INT8OID};
-	Datum		values[] = {Int64GetDatum((window + USECS_PER_DAY - 1) / USECS_PER_DAY)};
+	Turn *turn = arg;
+	int64 window = setting_interval_us(setting_dedup_window);
+	Oid types[] = {INT8OID};
+	Datum values[] = {Int64GetDatum((window + USECS_PER_DAY - 1) / USECS_PER_DAY)};
 
-	turn->found = window >= 0 &&
+	turn->found =
+		window >= 0 &&
 		execute("SELECT s.segment_id FROM evstream.id_segments s"
 				" WHERE s.closed_at IS NOT NULL AND s.last_day IS NOT NULL"
 				" AND (SELECT count(*) FROM evstream.received_days r WHERE r.day > s.last_day) > $1"
 				" AND s.closed_at <= ALL (ARRAY["
-				"  COALESCE((SELECT o.tracked_at FROM evstream.outbox_0 o ORDER BY o.xid, o.id LIMIT 1), 'infinity'),"
-				"  COALESCE((SELECT o.tracked_at FROM evstream.outbox_1 o ORDER BY o.xid, o.id LIMIT 1), 'infinity'),"
-				"  COALESCE((SELECT o.tracked_at FROM evstream.outbox_2 o ORDER BY o.xid, o.id LIMIT 1), 'infinity')])"
+				"  COALESCE((SELECT o.tracked_at FROM evstream.outbox_0 o ORDER BY o.xid, o.id "
+				"LIMIT 1), 'infinity'),"
+				"  COALESCE((SELECT o.tracked_at FROM evstream.outbox_1 o ORDER BY o.xid, o.id "
+				"LIMIT 1), 'infinity'),"
+				"  COALESCE((SELECT o.tracked_at FROM evstream.outbox_2 o ORDER BY o.xid, o.id "
+				"LIMIT 1), 'infinity')])"
 				" ORDER BY s.segment_id LIMIT 1",
 				1, types, values) > 0;
 	if (turn->found)
@@ -357,9 +360,9 @@ find_segment(void *arg)
 static void
 drop_segment(void *arg)
 {
-	Turn	   *turn = arg;
-	Oid			types[] = {INT4OID};
-	Datum		values[] = {Int32GetDatum(atoi(turn->name + strlen("ids_")))};
+	Turn *turn = arg;
+	Oid types[] = {INT4OID};
+	Datum values[] = {Int32GetDatum(atoi(turn->name + strlen("ids_")))};
 
 	turn->done = partition_drop(turn->name);
 	if (turn->done)
@@ -370,13 +373,15 @@ drop_segment(void *arg)
 static void
 prune_days(void *arg)
 {
-	int64		window = Max(setting_interval_us(setting_dedup_window), 0);
-	Oid			types[] = {INT8OID};
-	Datum		values[] = {Int64GetDatum((window + USECS_PER_DAY - 1) / USECS_PER_DAY)};
+	int64 window = Max(setting_interval_us(setting_dedup_window), 0);
+	Oid types[] = {INT8OID};
+	Datum values[] = {Int64GetDatum((window + USECS_PER_DAY - 1) / USECS_PER_DAY)};
 
 	execute("DELETE FROM evstream.received_days"
-			" WHERE day < (SELECT r.day FROM evstream.received_days r ORDER BY r.day DESC OFFSET $1 + 1 LIMIT 1)"
-			" AND NOT EXISTS (SELECT FROM evstream.id_segments s WHERE s.last_day <= received_days.day)",
+			" WHERE day < (SELECT r.day FROM evstream.received_days r ORDER BY r.day DESC OFFSET "
+			"$1 + 1 LIMIT 1)"
+			" AND NOT EXISTS (SELECT FROM evstream.id_segments s WHERE s.last_day <= "
+			"received_days.day)",
 			1, types, values);
 }
 
@@ -402,15 +407,16 @@ drop_expired_ids(Turn *turn)
 static void
 delete_dead_letters(void *arg)
 {
-	Turn	   *turn = arg;
-	int64		kept = setting_interval_us(setting_dead_letter_retention);
-	Oid			types[] = {TIMESTAMPTZOID, INT8OID};
-	Datum		values[] = {TimestampTzGetDatum(turn->now - Max(kept, 0)), Int64GetDatum(CHUNK_ROWS)};
+	Turn *turn = arg;
+	int64 kept = setting_interval_us(setting_dead_letter_retention);
+	Oid types[] = {TIMESTAMPTZOID, INT8OID};
+	Datum values[] = {TimestampTzGetDatum(turn->now - Max(kept, 0)), Int64GetDatum(CHUNK_ROWS)};
 
-	turn->ndeleted = kept < 0 ? 0 :
-		execute("DELETE FROM evstream.dead_letters WHERE ctid = ANY (ARRAY("
-				"SELECT ctid FROM evstream.dead_letters WHERE received_at < $1 ORDER BY received_at LIMIT $2))",
-				2, types, values);
+	turn->ndeleted = kept < 0 ? 0
+							  : execute("DELETE FROM evstream.dead_letters WHERE ctid = ANY (ARRAY("
+										"SELECT ctid FROM evstream.dead_letters WHERE received_at "
+										"< $1 ORDER BY received_at LIMIT $2))",
+										2, types, values);
 }
 
 static bool
@@ -432,11 +438,12 @@ drop_expired_dead_letters(Turn *turn)
 static void
 count_dead_letters(void *arg)
 {
-	int64	   *count = arg;
-	Oid			types[] = {INT8OID};
-	Datum		values[] = {Int64GetDatum((int64) setting_dead_letter_limit + 1)};
+	int64 *count = arg;
+	Oid types[] = {INT8OID};
+	Datum values[] = {Int64GetDatum((int64) setting_dead_letter_limit + 1)};
 
-	execute("SELECT count(*) FROM (SELECT FROM evstream.dead_letters LIMIT $1) d", 1, types, values);
+	execute("SELECT count(*) FROM (SELECT FROM evstream.dead_letters LIMIT $1) d", 1, types,
+			values);
 	*count = DatumGetInt64(first_value(Int64GetDatum(0)));
 }
 
@@ -447,16 +454,17 @@ count_dead_letters(void *arg)
 static bool
 recount_dead_letters(void)
 {
-	int64		estimate = status_dead_letters(MyDatabaseId);
-	int64		count = 0;
+	int64 estimate = status_dead_letters(MyDatabaseId);
+	int64 count = 0;
 
 	if (estimate >= 0 && estimate < setting_dead_letter_limit - setting_dead_letter_limit / 100)
 		return true;
 	if (!worker_run("counting dead letters", count_dead_letters, &count, NULL))
 		return false;
 	/* what was added meanwhile may be in the count or not: an upper bound */
-	status_dead_letters_set(MyDatabaseId,
-							count + (estimate < 0 ? 0 : Max(status_dead_letters(MyDatabaseId) - estimate, 0)));
+	status_dead_letters_set(
+		MyDatabaseId,
+		count + (estimate < 0 ? 0 : Max(status_dead_letters(MyDatabaseId) - estimate, 0)));
 	return true;
 }
 
@@ -473,7 +481,8 @@ merge_batch_log(void *arg)
 	execute("WITH kept AS ("
 			"  SELECT p.log_id, p.log_partition, p.generation,"
 			"   (SELECT b.from_offset FROM evstream.batch_log b"
-			"     WHERE b.log_id = p.log_id AND b.log_partition = p.log_partition AND b.generation = p.generation"
+			"     WHERE b.log_id = p.log_id AND b.log_partition = p.log_partition AND b.generation "
+			"= p.generation"
 			"     ORDER BY b.from_offset DESC OFFSET 99 LIMIT 1) AS from_offset"
 			"   FROM evstream.partitions p"
 			" ), gone AS ("
@@ -497,7 +506,7 @@ merge_batch_log(void *arg)
 static bool
 keep_retention(Turn *turn, bool defaults)
 {
-	bool		ok = true;
+	bool ok = true;
 
 	ok &= drop_expired_events(turn);
 	ok &= drop_expired_stats(turn, defaults);
@@ -509,8 +518,8 @@ keep_retention(Turn *turn, bool defaults)
 void
 evstream_maintenance_main(Datum main_arg)
 {
-	bool		prepared = false;
-	DateADT		prepared_day = 0;
+	bool prepared = false;
+	DateADT prepared_day = 0;
 	TimestampTz next_retention = 0;
 	TimestampTz next_stats = 0;
 
@@ -518,8 +527,8 @@ evstream_maintenance_main(Datum main_arg)
 
 	for (;;)
 	{
-		Turn		turn = {.now = GetCurrentTimestamp()};
-		bool		ok;
+		Turn turn = {.now = GetCurrentTimestamp()};
+		bool ok;
 
 		turn.today = partition_day(turn.now);
 		status_state("running");
@@ -547,7 +556,7 @@ evstream_maintenance_main(Datum main_arg)
 
 		if (turn.now >= next_retention)
 		{
-			bool		defaults = turn.now >= next_stats;
+			bool defaults = turn.now >= next_stats;
 
 			if (keep_retention(&turn, defaults) && defaults)
 				next_stats = turn.now + STATS_EVERY;

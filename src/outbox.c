@@ -489,10 +489,23 @@ previous_snapshot(const OutboxPosition *position)
 {
 	Datum		previous = tick_snapshot(position->tick);
 
-	/* the very first tick has nothing before it */
-	if (previous == (Datum) 0 && position->tick != 0)
+	/* the base, where all begins, has no snapshot: nothing was visible there */
+	if (previous == (Datum) 0 &&
+		execute("SELECT FROM evstream.identity WHERE outbox_base = $1", 1, (Oid[]) {INT8OID},
+				(Datum[]) {Int64GetDatum(position->tick)}, SPI_OK_SELECT) == 0)
 		elog(ERROR, "snapshot of tick " INT64_FORMAT " is missing", position->tick);
 	return previous;
+}
+
+/* Are the xids in the outbox those of this system and database? */
+static bool
+outbox_is_ours(void)
+{
+	Oid			types[2] = {INT8OID, OIDOID};
+	Datum		values[2] = {Int64GetDatum((int64) GetSystemIdentifier()), ObjectIdGetDatum(MyDatabaseId)};
+
+	return execute("SELECT FROM evstream.identity WHERE outbox_system = $1 AND outbox_database = $2",
+				   2, types, values, SPI_OK_SELECT) > 0;
 }
 
 /*
@@ -501,17 +514,19 @@ previous_snapshot(const OutboxPosition *position)
  * the xid of this transaction and is read again; the ids decide.  Trackers
  * are kept out meanwhile, as their rows are to be told from the old ones.
  */
-static void
-adopt_outbox(void)
+void
+outbox_adopt(void)
 {
 	Oid			types[2] = {INT8OID, OIDOID};
 	Datum		values[2] = {Int64GetDatum((int64) GetSystemIdentifier()), ObjectIdGetDatum(MyDatabaseId)};
 
-	if (execute("SELECT FROM evstream.identity WHERE outbox_system <> $1 OR outbox_database <> $2",
-				2, types, values, SPI_OK_SELECT) == 0)
+	if (outbox_is_ours())
 		return;
 	execute("LOCK TABLE evstream.outbox_0, evstream.outbox_1, evstream.outbox_2, evstream.ticks"
 			" IN SHARE ROW EXCLUSIVE MODE", 0, NULL, NULL, SPI_OK_UTILITY);
+	/* another reader may have been faster */
+	if (outbox_is_ours())
+		return;
 	execute("UPDATE evstream.outbox_0 SET xid = pg_catalog.pg_current_xact_id()", 0, NULL, NULL, SPI_OK_UPDATE);
 	execute("UPDATE evstream.outbox_1 SET xid = pg_catalog.pg_current_xact_id()", 0, NULL, NULL, SPI_OK_UPDATE);
 	execute("UPDATE evstream.outbox_2 SET xid = pg_catalog.pg_current_xact_id()", 0, NULL, NULL, SPI_OK_UPDATE);
@@ -524,15 +539,6 @@ adopt_outbox(void)
 	execute("DELETE FROM evstream.relay_log", 0, NULL, NULL, SPI_OK_DELETE);
 	execute("UPDATE evstream.local_ranges SET to_tick = from_tick, to_xid = from_xid, to_id = from_id WHERE to_tick IS NULL",
 			0, NULL, NULL, SPI_OK_UPDATE);
-	execute("INSERT INTO evstream.ticks (tick, snapshot)"
-			" SELECT outbox_base, pg_catalog.pg_current_snapshot() FROM evstream.identity",
-			0, NULL, NULL, SPI_OK_INSERT);
-}
-
-void
-outbox_adopt(void *unused)
-{
-	adopt_outbox();
 }
 
 void
@@ -606,9 +612,20 @@ first_waiting(const OutboxPosition *position, Datum snapshot, TimestampTz *track
 	OutboxBatch batch = {0};
 	ReadState	state = {0};
 	OutboxPosition at = *position;
-	Datum		previous = previous_snapshot(&at);
+	Datum		previous;
 	MemoryContext here = CurrentMemoryContext;
 
+	if (!outbox_is_ours())
+	{
+		/* to be adopted: all that is there will be read */
+		if (execute(UNION_OF_TABLES("tracked_at", "true") " LIMIT 1", 0, NULL, NULL, SPI_OK_SELECT) == 0)
+			return false;
+		if (tracked_at)
+			*tracked_at = DatumGetTimestampTz(column(0, 1, NULL));
+		return true;
+	}
+
+	previous = previous_snapshot(&at);
 	if (snapshot == (Datum) 0)
 	{
 		execute("SELECT pg_catalog.pg_current_snapshot()", 0, NULL, NULL, SPI_OK_SELECT);
@@ -700,13 +717,14 @@ evstream_wait(PG_FUNCTION_ARGS)
 		use_active_snapshot = true;
 		PG_TRY();
 		{
-			if (snapshot == (Datum) 0)
+			/* while the xids are of another system, no snapshot says anything */
+			if (snapshot == (Datum) 0 && outbox_is_ours())
 			{
 				execute("SELECT pg_catalog.pg_current_snapshot()", 0, NULL, NULL, SPI_OK_SELECT);
 				snapshot = kept_column(0, 1, here);
 			}
 			position = outbox_stored_position();
-			waiting = first_waiting(&position, snapshot, NULL);
+			waiting = snapshot == (Datum) 0 || first_waiting(&position, snapshot, NULL);
 		}
 		PG_FINALLY();
 		{
@@ -908,8 +926,7 @@ outbox_empty(void *unused)
 	Oid			types[1] = {INT8OID};
 	Datum		values[1];
 
-	if (execute("SELECT FROM evstream.identity WHERE outbox_system = $1", 1, types,
-				(Datum[]) {Int64GetDatum((int64) GetSystemIdentifier())}, SPI_OK_SELECT) == 0)
+	if (!outbox_is_ours())
 		return;
 	stored = outbox_stored_position();
 	current = current_table();

@@ -102,9 +102,9 @@ extern void outbox_local_ranges_load(void);
 /*
  * Makes the outbox ours, if it was written on another system or in another
  * database (a restore, pg_upgrade, a copied database): each reader calls it at
- * its start, as a unit of work.
+ * its start, before it asks for its position.
  */
-extern void outbox_adopt(void *unused);
+extern void outbox_adopt(void);
 
 /* Maintenance: rotate, empty what is stored, prune ticks and relay_log. */
 extern void outbox_rotate(void *unused);

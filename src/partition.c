@@ -26,33 +26,27 @@
 
 #include "partition.h"
 
-#define MONTHS_AHEAD		2
+#define MONTHS_AHEAD 2
 
 /* How long a drop may hold up those who come after it. */
-#define DROP_LOCK_TIMEOUT	"300ms"
+#define DROP_LOCK_TIMEOUT "300ms"
 
 /* The parents, with what their leaves have beside the columns. */
 typedef struct Parent
 {
 	const char *name;
-	const char *constraint;		/* within the column list, or "" */
-	const char *storage;		/* behind it, or "" */
-	const char *index;			/* columns of a further index, or NULL */
+	const char *constraint; /* within the column list, or "" */
+	const char *storage;    /* behind it, or "" */
+	const char *index;      /* columns of a further index, or NULL */
 } Parent;
 
-static const Parent events_parent = {
-	"events", "", "", "log_id, log_partition, log_offset"
-};
+static const Parent events_parent = {"events", "", "", "log_id, log_partition, log_offset"};
 
 static const Parent stats_parents[] = {
-	[PARTITION_COUNTS] = {
-		"daily_counts", ", PRIMARY KEY (user_id, day, event_type)",
-		" WITH (fillfactor = 80)", NULL
-	},
-	[PARTITION_ITEMS] = {
-		"daily_items", ", PRIMARY KEY (user_id, item_id, day)",
-		" WITH (fillfactor = 80)", NULL
-	},
+	[PARTITION_COUNTS] = {"daily_counts", ", PRIMARY KEY (user_id, day, event_type)",
+						  " WITH (fillfactor = 80)", NULL},
+	[PARTITION_ITEMS] = {"daily_items", ", PRIMARY KEY (user_id, item_id, day)",
+						 " WITH (fillfactor = 80)", NULL},
 };
 
 static Oid
@@ -64,8 +58,8 @@ relation_oid(const char *name)
 static Oid
 relation_owner(Oid relid)
 {
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
-	Oid			owner;
+	HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid owner;
 
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for relation %u", relid);
@@ -74,15 +68,14 @@ relation_owner(Oid relid)
 	return owner;
 }
 
-static void
-execute(const char *format,...) pg_attribute_printf(1, 2);
+static void execute(const char *format, ...) pg_attribute_printf(1, 2);
 
 static void
-execute(const char *format,...)
+execute(const char *format, ...)
 {
-	char		command[2048];
-	va_list		args;
-	int			ret;
+	char command[2048];
+	va_list args;
+	int ret;
 
 	va_start(args, format);
 	if (vsnprintf(command, sizeof(command), format, args) >= (int) sizeof(command))
@@ -96,27 +89,24 @@ execute(const char *format,...)
 
 /* One text of one row, or false; the answer goes into name. */
 static bool
-query_name(const char *query, int nargs, Oid *types, Datum *values,
-		   char name[NAMEDATALEN])
+query_name(const char *query, int nargs, Oid *types, Datum *values, char name[NAMEDATALEN])
 {
-	int			ret = SPI_execute_with_args(query, nargs, types, values, NULL,
-											true, 1);
+	int ret = SPI_execute_with_args(query, nargs, types, values, NULL, true, 1);
 
 	if (ret != SPI_OK_SELECT)
 		elog(ERROR, "SPI_execute failed: %s", SPI_result_code_string(ret));
 	if (SPI_processed == 0)
 		return false;
-	strlcpy(name, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1),
-			NAMEDATALEN);
+	strlcpy(name, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1), NAMEDATALEN);
 	return true;
 }
 
 static void
 events_name(DateADT day, char name[NAMEDATALEN])
 {
-	int			year;
-	int			month;
-	int			mday;
+	int year;
+	int month;
+	int mday;
 
 	j2date(day + POSTGRES_EPOCH_JDATE, &year, &month, &mday);
 	snprintf(name, NAMEDATALEN, "events_%04d%02d%02d", year, month, mday);
@@ -142,47 +132,47 @@ next_month(int *year, int *month)
 static bool
 bounds_of_name(const char *name, const Parent **parent, char *bounds, size_t size)
 {
-	int			year;
-	int			month;
-	int			mday;
-	int			len = 0;
+	int year;
+	int month;
+	int mday;
+	int len = 0;
 
 	if (sscanf(name, "events_%4d%2d%2d%n", &year, &month, &mday, &len) == 3 &&
 		len == strlen("events_YYYYMMDD") && name[len] == '\0')
 	{
-		int			day;
-		int			to_year;
-		int			to_month;
-		int			to_mday;
+		int day;
+		int to_year;
+		int to_month;
+		int to_mday;
 
 		if (month < 1 || month > MONTHS_PER_YEAR || mday < 1 || mday > 31)
 			return false;
 		day = date2j(year, month, mday);
 		j2date(day + 1, &to_year, &to_month, &to_mday);
 		snprintf(bounds, size,
-				 "FROM ('%04d-%02d-%02d 00:00:00+00') TO ('%04d-%02d-%02d 00:00:00+00')",
-				 year, month, mday, to_year, to_month, to_mday);
+				 "FROM ('%04d-%02d-%02d 00:00:00+00') TO ('%04d-%02d-%02d 00:00:00+00')", year,
+				 month, mday, to_year, to_month, to_mday);
 		*parent = &events_parent;
 		return true;
 	}
 
 	for (int i = 0; i < lengthof(stats_parents); i++)
 	{
-		size_t		prefix = strlen(stats_parents[i].name);
+		size_t prefix = strlen(stats_parents[i].name);
 
 		len = 0;
 		if (strncmp(name, stats_parents[i].name, prefix) == 0 &&
 			sscanf(name + prefix, "_%4d%2d%n", &year, &month, &len) == 2 &&
 			len == strlen("_YYYYMM") && name[prefix + len] == '\0')
 		{
-			int			to_year = year;
-			int			to_month = month;
+			int to_year = year;
+			int to_month = month;
 
 			if (month < 1 || month > MONTHS_PER_YEAR)
 				return false;
 			next_month(&to_year, &to_month);
-			snprintf(bounds, size, "FROM ('%04d-%02d-01') TO ('%04d-%02d-01')",
-					 year, month, to_year, to_month);
+			snprintf(bounds, size, "FROM ('%04d-%02d-01') TO ('%04d-%02d-01')", year, month,
+					 to_year, to_month);
 			*parent = &stats_parents[i];
 			return true;
 		}
@@ -193,8 +183,8 @@ bounds_of_name(const char *name, const Parent **parent, char *bounds, size_t siz
 static void
 attach(const Parent *parent, const char *name, const char *bounds)
 {
-	execute("ALTER TABLE evstream.%s ATTACH PARTITION evstream.%s FOR VALUES %s",
-			parent->name, name, bounds);
+	execute("ALTER TABLE evstream.%s ATTACH PARTITION evstream.%s FOR VALUES %s", parent->name,
+			name, bounds);
 }
 
 /* Makes a leaf and attaches it; the caller has the parent's lock. */
@@ -202,14 +192,14 @@ static void
 make_leaf(const Parent *parent, const char *name)
 {
 	const Parent *found;
-	char		bounds[128];
-	Oid			owner = relation_owner(relation_oid(parent->name));
+	char bounds[128];
+	Oid owner = relation_owner(relation_oid(parent->name));
 
 	if (!bounds_of_name(name, &found, bounds, sizeof(bounds)) || found != parent)
 		elog(ERROR, "\"%s\" is no name of a partition", name);
 
-	execute("CREATE TABLE evstream.%s (LIKE evstream.%s INCLUDING ALL%s)%s",
-			name, parent->name, parent->constraint, parent->storage);
+	execute("CREATE TABLE evstream.%s (LIKE evstream.%s INCLUDING ALL%s)%s", name, parent->name,
+			parent->constraint, parent->storage);
 	if (parent->index != NULL)
 		execute("CREATE INDEX ON evstream.%s (%s)", name, parent->index);
 	if (owner != GetUserId())
@@ -231,14 +221,13 @@ lock_parent(const Parent *parent)
 DateADT
 partition_day(TimestampTz at)
 {
-	return (DateADT) (at >= 0 ? at / USECS_PER_DAY :
-					  -((-at + USECS_PER_DAY - 1) / USECS_PER_DAY));
+	return (DateADT) (at >= 0 ? at / USECS_PER_DAY : -((-at + USECS_PER_DAY - 1) / USECS_PER_DAY));
 }
 
 void
 partition_ensure_events(TimestampTz received_at)
 {
-	char		name[NAMEDATALEN];
+	char name[NAMEDATALEN];
 
 	events_name(partition_day(received_at), name);
 	if (OidIsValid(relation_oid(name)))
@@ -251,9 +240,9 @@ partition_ensure_events(TimestampTz received_at)
 static bool
 default_has_month(const Parent *parent, int year, int month)
 {
-	char		query[256];
-	int			to_year = year;
-	int			to_month = month;
+	char query[256];
+	int to_year = year;
+	int to_month = month;
 
 	next_month(&to_year, &to_month);
 	snprintf(query, sizeof(query),
@@ -270,7 +259,7 @@ default_has_month(const Parent *parent, int year, int month)
 static void
 ensure_month(const Parent *parent, int year, int month)
 {
-	char		name[NAMEDATALEN];
+	char name[NAMEDATALEN];
 
 	month_name(parent, year, month, name);
 	if (OidIsValid(relation_oid(name)) || default_has_month(parent, year, month))
@@ -290,9 +279,9 @@ partition_ensure_months(DateADT today)
 {
 	for (int i = 0; i < lengthof(stats_parents); i++)
 	{
-		int			year;
-		int			month;
-		int			mday;
+		int year;
+		int month;
+		int mday;
 
 		j2date(today + POSTGRES_EPOCH_JDATE, &year, &month, &mday);
 		for (int n = 0; n <= MONTHS_AHEAD; n++)
@@ -307,11 +296,11 @@ Oid
 partition_leaf(PartitionStats stats, DateADT day)
 {
 	const Parent *parent = &stats_parents[stats];
-	char		name[NAMEDATALEN];
-	int			year;
-	int			month;
-	int			mday;
-	Oid			relid;
+	char name[NAMEDATALEN];
+	int year;
+	int month;
+	int mday;
+	Oid relid;
 
 	j2date(day + POSTGRES_EPOCH_JDATE, &year, &month, &mday);
 	month_name(parent, year, month, name);
@@ -322,9 +311,8 @@ partition_leaf(PartitionStats stats, DateADT day)
 	snprintf(name, sizeof(name), "%s_default", parent->name);
 	relid = relation_oid(name);
 	if (!OidIsValid(relid))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("table \"evstream.%s\" does not exist", name)));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+						errmsg("table \"evstream.%s\" does not exist", name)));
 	return relid;
 }
 
@@ -332,23 +320,24 @@ bool
 partition_adopt_next(const char *after, char name[NAMEDATALEN])
 {
 	const Parent *parent;
-	char		bounds[128];
-	int			segment;
-	Oid			types[] = {TEXTOID};
-	Datum		values[] = {CStringGetTextDatum(after)};
+	char bounds[128];
+	int segment;
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(after)};
 
-	if (!query_name("SELECT c.relname FROM pg_catalog.pg_class c"
-					" WHERE c.relnamespace = 'evstream'::regnamespace"
-					" AND c.relkind = 'r' AND NOT c.relispartition"
-					" AND c.relname ~ '^(events_[0-9]{8}|daily_(counts|items)_[0-9]{6}|ids_[0-9]{1,9})$'"
-					" AND c.relname > $1::name"
-					" ORDER BY c.relname",
-					1, types, values, name))
+	if (!query_name(
+			"SELECT c.relname FROM pg_catalog.pg_class c"
+			" WHERE c.relnamespace = 'evstream'::regnamespace"
+			" AND c.relkind = 'r' AND NOT c.relispartition"
+			" AND c.relname ~ '^(events_[0-9]{8}|daily_(counts|items)_[0-9]{6}|ids_[0-9]{1,9})$'"
+			" AND c.relname > $1::name"
+			" ORDER BY c.relname",
+			1, types, values, name))
 		return false;
 
 	if (sscanf(name, "ids_%d", &segment) == 1)
-		execute("ALTER TABLE evstream.ids ATTACH PARTITION evstream.%s FOR VALUES IN (%d)",
-				name, segment);
+		execute("ALTER TABLE evstream.ids ATTACH PARTITION evstream.%s FOR VALUES IN (%d)", name,
+				segment);
 	else if (bounds_of_name(name, &parent, bounds, sizeof(bounds)))
 	{
 		lock_parent(parent);
@@ -361,8 +350,8 @@ partition_adopt_next(const char *after, char name[NAMEDATALEN])
 static bool
 oldest_leaf(const Parent *parent, const char *limit, char name[NAMEDATALEN])
 {
-	Oid			types[] = {OIDOID, TEXTOID, INT4OID};
-	Datum		values[] = {
+	Oid types[] = {OIDOID, TEXTOID, INT4OID};
+	Datum values[] = {
 		ObjectIdGetDatum(relation_oid(parent->name)),
 		CStringGetTextDatum(limit),
 		Int32GetDatum((int32) strlen(limit)),
@@ -382,7 +371,7 @@ oldest_leaf(const Parent *parent, const char *limit, char name[NAMEDATALEN])
 bool
 partition_oldest_events(DateADT before, char name[NAMEDATALEN])
 {
-	char		limit[NAMEDATALEN];
+	char limit[NAMEDATALEN];
 
 	events_name(before, limit);
 	return oldest_leaf(&events_parent, limit, name);
@@ -391,10 +380,10 @@ partition_oldest_events(DateADT before, char name[NAMEDATALEN])
 bool
 partition_oldest_month(PartitionStats stats, DateADT before, char name[NAMEDATALEN])
 {
-	char		limit[NAMEDATALEN];
-	int			year;
-	int			month;
-	int			mday;
+	char limit[NAMEDATALEN];
+	int year;
+	int month;
+	int mday;
 
 	j2date(before + POSTGRES_EPOCH_JDATE, &year, &month, &mday);
 	month_name(&stats_parents[stats], year, month, limit);
@@ -432,7 +421,7 @@ partition_drop(const char *name)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *error;
+		ErrorData *error;
 
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();

@@ -50,7 +50,7 @@ extern void partition_ensure_months(DateADT today);
  * is attached between the answer and the INSERT, that fails with
  * check_violation, and the transaction has to be tried again.
  */
-extern Oid	partition_leaf(PartitionStats stats, DateADT day);
+extern Oid partition_leaf(PartitionStats stats, DateADT day);
 
 /*
  * Attaches a table that has the name of a leaf and is none: what a partial
@@ -70,8 +70,7 @@ extern bool partition_oldest_events(DateADT before, char name[NAMEDATALEN]);
  * The oldest monthly leaf of these stats before the month that begins with
  * `before`; false where there is none.
  */
-extern bool partition_oldest_month(PartitionStats stats, DateADT before,
-								   char name[NAMEDATALEN]);
+extern bool partition_oldest_month(PartitionStats stats, DateADT before, char name[NAMEDATALEN]);
 
 /*
  * Writes the days of the events in that leaf of evstream.events, in the zone
@@ -85,4 +84,4 @@ extern void partition_record_days(const char *name);
  */
 extern bool partition_drop(const char *name);
 
-#endif							/* EVSTREAM_PARTITION_H */
+#endif /* EVSTREAM_PARTITION_H */
