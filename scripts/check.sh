@@ -6,6 +6,7 @@
 #
 #   test/*_test.c       unit tests in C, with sanitizers, printing TAP; X_test.c is
 #                       built with those src/X*.c that include no server header
+#   test/*_fuzz.c       fuzz targets, built likewise and run once on each file of test/corpus
 #   bench/*_test.sh     tests of the tools, printing TAP
 #   sql/*.sql           pg_regress, in the order of sql/schedule or else by name; with
 #                       NAME, sql/setup.sql comes before it, where there is one
@@ -48,8 +49,9 @@ shopt -s nullglob
 wanted() { [ -z "$NAME" ] || [ "$NAME" = "$1" ]; }
 base() { local f=${1##*/}; echo "${f%.*}"; }
 
-units=() tools=() regress=() isolation=() taps=()
+units=() fuzzers=() tools=() regress=() isolation=() taps=()
 for f in test/*_test.c; do wanted "$(base "$f")" && units+=("$(base "$f")"); done
+for f in test/*_fuzz.c; do wanted "$(base "$f")" && fuzzers+=("$(base "$f")"); done
 for f in bench/*_test.sh; do wanted "$(base "$f")" && tools+=("$(base "$f")"); done
 for f in specs/*.spec; do wanted "$(base "$f")" && isolation+=("$(base "$f")"); done
 for f in t/*.pl; do wanted "$(base "$f")" && taps+=("$(base "$f")"); done
@@ -62,7 +64,7 @@ for n in $names; do wanted "$n" && regress+=("$n"); done
 if [ -n "$NAME" ] && [ ${#regress[@]} -gt 0 ] && [ "$NAME" != setup ] && [ -e sql/setup.sql ]; then
 	regress=(setup "${regress[@]}")
 fi
-if [ $((${#units[@]} + ${#tools[@]} + ${#regress[@]} + ${#isolation[@]} + ${#taps[@]})) = 0 ]; then
+if [ $((${#units[@]} + ${#fuzzers[@]} + ${#tools[@]} + ${#regress[@]} + ${#isolation[@]} + ${#taps[@]})) = 0 ]; then
 	echo "no test ${NAME:+is named $NAME}" >&2
 	echo "0 passed, 0 failed, 0 skipped"
 	exit 1
@@ -123,17 +125,48 @@ test_env()
 
 # --- the kinds of parts; each prints to its log ------------------------------
 
-run_unit()
+build_unit() # NAME ROOM [FILE...]: test/NAME.c with src/ROOM*.c, with sanitizers
 {
 	local sources
 	# Only what needs no server can be tested alone.
-	sources=$(grep -L '"postgres.h"' src/"${1%_test}"*.c)
+	sources=$(grep -L '"postgres.h"' src/"$2"*.c)
 	# shellcheck disable=SC2086
 	gcc -std=gnu99 -g -O1 -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers -Wno-sign-compare \
 		-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer \
-		-Isrc -o "$TMP/$1" "test/$1.c" $sources -lm || return
+		-Isrc -o "$TMP/$1" "test/$1.c" "${@:3}" $sources -lm
+}
+
+run_unit()
+{
+	build_unit "$1" "${1%_test}" || return
 	cd "$TMP/tree"
 	test_env "$1" timeout "$LIMIT" "$TMP/$1"
+}
+
+# Without libFuzzer: a main() that hands over the files, one run of the program each.
+run_fuzz()
+{
+	local n=0 f word
+	cat >"$TMP/$1.main.c" <<-'END'
+	#include <stdint.h>
+	#include <stdio.h>
+	extern int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+	int
+	main(int argc, char **argv)
+	{
+		static uint8_t data[1 << 22];
+		FILE *file = argc > 1 ? fopen(argv[1], "rb") : NULL;
+
+		return file == NULL || LLVMFuzzerTestOneInput(data, fread(data, 1, sizeof(data), file)) != 0;
+	}
+	END
+	build_unit "$1" "${1%_fuzz}" "$TMP/$1.main.c" || return
+	for f in test/corpus/*; do
+		n=$((n + 1)) word=ok
+		timeout 60 "$TMP/$1" "$f" || word='not ok'
+		echo "$word $n - ${f##*/}"
+	done
+	echo "1..$n"
 }
 
 # The tools may want a server (EVGEN_DSN), and a broker: KAFKA_BROKERS and KAFKA_TOPIC
@@ -233,6 +266,7 @@ report()
 rm -rf "$REPO/results"
 queue=()
 for n in ${units[@]+"${units[@]}"}; do queue+=("unit/$n"); done
+for n in ${fuzzers[@]+"${fuzzers[@]}"}; do queue+=("fuzz/$n"); done
 [ ${#regress[@]} = 0 ] || queue+=(regress)
 [ ${#isolation[@]} = 0 ] || queue+=(isolation)
 for n in ${taps[@]+"${taps[@]}"}; do queue+=("t/$n"); done
@@ -247,6 +281,7 @@ launch()
 		start=$SECONDS rc=0
 		case $id in
 			unit/*) run_unit "${id#*/}" ;;
+			fuzz/*) run_fuzz "${id#*/}" ;;
 			tool/*) run_tool "${id#*/}" ;;
 			t/*) run_tap "${id#*/}" ;;
 			*) "run_$id" ;;

@@ -125,16 +125,16 @@ FROM (
 SELECT count(DISTINCT w.event_id) = 1000 AS written FROM written w;
 ROLLBACK;
 
--- Ids of texts: UUIDv5 in the namespace 6a1f3c52-8f5e-4f0b-9d57-5b1d6c3e0a4e.
-SELECT t.text, evstream_event_id(t.text), evstream_event_id(t.text) = t.expected AS as_expected
+-- Ids of texts: UUIDv5 in the namespace 6a1f3c52-8f5e-4f0b-9d57-5b1d6c3e0a4e, as other programs compute it.
+SELECT t.text, evstream_event_id(t.text) = t.expected AS as_expected
 FROM (VALUES
-	('order-4711', 'e3fe9d65-31d5-5bbb-8b71-6d9f0a5d5a5b'::uuid),
-	('', NULL),
-	('Grüße, 世界 🎉', NULL),
+	('order-4711', 'd3613f74-7565-5363-a3cb-344ac192ec6f'::uuid),
+	('', 'e9a01748-4511-5fdd-9d9c-116a7f2ef681'),
+	('Grüße, 世界 🎉', '618e78dc-3be9-514b-b5d9-64bfab3beb55'),
+	('{0190f5c2-7a0e-7cc1-b2a4-8d2f2f0c9a11}', 'c2fb4e19-1ffc-5ed5-8af5-6250ef6b7982'),
+	('0190f5c27a0e7cc1b2a48d2f2f0c9a11', '8e28921f-662e-5670-a900-ac1a5c3bdd40'),
 	('0190f5c2-7a0e-7cc1-b2a4-8d2f2f0c9a11', '0190f5c2-7a0e-7cc1-b2a4-8d2f2f0c9a11'),
-	('0190F5C2-7A0E-7CC1-B2A4-8D2F2F0C9A11', '0190f5c2-7a0e-7cc1-b2a4-8d2f2f0c9a11'),
-	('{0190f5c2-7a0e-7cc1-b2a4-8d2f2f0c9a11}', NULL),
-	('0190f5c27a0e7cc1b2a48d2f2f0c9a11', NULL)
+	('0190F5C2-7A0E-7CC1-B2A4-8D2F2F0C9A11', '0190f5c2-7a0e-7cc1-b2a4-8d2f2f0c9a11')
 ) t (text, expected);
 SELECT evstream_event_id(NULL) IS NULL AS strict;
 SELECT p.proname, p.provolatile, p.proparallel, p.prosecdef, p.proisstrict, p.proconfig
@@ -272,44 +272,77 @@ CREATE ROLE regress_ev_attacker;
 SELECT evstream_grant('regress_ev_attacker', 'track');
 SELECT evstream_grant('regress_ev_attacker', 'read');
 SELECT evstream_grant('regress_ev_attacker', 'operate');
-CREATE SCHEMA regress_trap AUTHORIZATION regress_ev_attacker;
+CREATE SCHEMA regress_ev_trap AUTHORIZATION regress_ev_attacker;
 SET ROLE regress_ev_attacker;
-CREATE FUNCTION regress_trap.caught() RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'caught as %', current_user; END $$;
+CREATE FUNCTION regress_ev_trap.spring() RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'caught as %', current_user; END $$;
 DO $$
 DECLARE
 	f record;
-	home text;
+	types regtype[] := '{int2,int4,int8,text,name,bool,uuid,xid8,timestamptz,timestamp,interval,date,jsonb,oid,float8,numeric,pg_snapshot}';
 BEGIN
-	FOREACH home IN ARRAY ARRAY['regress_trap', 'pg_temp'] LOOP
-		-- functions, with the very arguments of those in pg_catalog
-		FOR f IN
-			SELECT p.oid, p.proname, pg_get_function_result(p.oid) AS result,
-				pg_get_function_identity_arguments(p.oid) AS arguments
-			FROM pg_proc p
-			WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.prokind = 'f' AND NOT p.proretset
-				AND p.prorettype <> 'internal'::regtype AND NOT 'internal'::regtype = ANY (p.proargtypes)
-				AND p.proname IN ('nextval', 'pg_current_xact_id', 'now', 'clock_timestamp', 'pg_current_snapshot', 'pg_snapshot_xmax',
-					'pg_visible_in_snapshot', 'gen_random_uuid', 'current_setting', 'set_config', 'current_database', 'format', 'date_trunc',
-					'pg_control_system', 'to_char', 'concat_ws', 'jsonb_build_object', 'jsonb_strip_nulls', 'round', 'isfinite', 'lower', 'upper',
-					'has_schema_privilege', 'pg_is_in_recovery', 'to_jsonb', 'pg_backend_pid')
-		LOOP
-			EXECUTE format('CREATE FUNCTION %s.%I(%s) RETURNS %s LANGUAGE plpgsql AS $f$ BEGIN PERFORM regress_trap.caught(); RETURN NULL; END $f$',
-				home, f.proname, f.arguments, f.result);
-		END LOOP;
-		-- operators
-		FOR f IN
-			SELECT o.oprname, format_type(o.oprleft, NULL) AS arg1, format_type(o.oprright, NULL) AS arg2, o.oprresult::regtype AS result
-			FROM pg_operator o
-			WHERE o.oprnamespace = 'pg_catalog'::regnamespace AND o.oprname IN ('=', '<>', '<', '>', '>=', '<=', '+', '-', '||', '->>', '->')
-				AND o.oprleft = ANY ('{int4,int8,int2,text,uuid,xid8,timestamptz,bool,jsonb,date,name,oid,interval}'::regtype[])
-				AND o.oprright = ANY ('{int4,int8,int2,text,uuid,xid8,timestamptz,bool,jsonb,date,name,oid,interval}'::regtype[])
-		LOOP
-			EXECUTE format('CREATE FUNCTION %s.trap(%s, %s) RETURNS %s LANGUAGE plpgsql AS $f$ BEGIN PERFORM regress_trap.caught(); RETURN NULL; END $f$',
-				home, f.arg1, f.arg2, f.result)
-				WHERE to_regprocedure(format('%s.trap(%s, %s)', home, f.arg1, f.arg2)) IS NULL;
-		END LOOP;
+	FOR f IN
+		SELECT p.proname, pg_get_function_result(p.oid) AS result, pg_get_function_identity_arguments(p.oid) AS arguments
+		FROM pg_proc p
+		WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.prokind = 'f' AND NOT p.proretset AND p.provariadic = 0 AND p.proargmodes IS NULL
+			AND p.proargtypes::oid[] <@ (types || '{regclass,regrole,regproc}'::regtype[])::oid[] AND p.prorettype = ANY (types)
+	LOOP
+		EXECUTE format('CREATE FUNCTION regress_ev_trap.%I(%s) RETURNS %s LANGUAGE plpgsql AS $f$ BEGIN PERFORM regress_ev_trap.spring(); RETURN NULL; END $f$',
+			f.proname, f.arguments, f.result);
 	END LOOP;
+	FOR f IN
+		SELECT o.oid, o.oprname, o.oprleft::regtype AS arg1, o.oprright::regtype AS arg2, o.oprresult::regtype AS result
+		FROM pg_operator o
+		WHERE o.oprnamespace = 'pg_catalog'::regnamespace AND o.oprleft = ANY (types) AND o.oprright = ANY (types) AND o.oprresult = ANY (types)
+	LOOP
+		EXECUTE format('CREATE FUNCTION regress_ev_trap.operator_%s(%s, %s) RETURNS %s LANGUAGE plpgsql AS $f$ BEGIN PERFORM regress_ev_trap.spring(); RETURN NULL; END $f$',
+			f.oid, f.arg1, f.arg2, f.result);
+		EXECUTE format('CREATE OPERATOR regress_ev_trap.%s (FUNCTION = regress_ev_trap.operator_%s, LEFTARG = %s, RIGHTARG = %s)',
+			f.oprname, f.oid, f.arg1, f.arg2);
+	END LOOP;
+	-- tables and types are also looked for among the temporary ones
+	FOR f IN
+		SELECT c.relname FROM pg_class c
+		WHERE c.relkind IN ('r', 'v') AND (c.relnamespace = 'evstream'::regnamespace
+			OR c.relname IN ('pg_extension', 'pg_class', 'pg_namespace', 'pg_database', 'pg_roles', 'pg_available_extensions'))
+	LOOP
+		EXECUTE format('CREATE TEMPORARY TABLE %I (trap int)', f.relname);
+	END LOOP;
+	CREATE DOMAIN pg_temp.uuid AS int;
+	CREATE DOMAIN pg_temp.text AS int;
 END
 $$;
+SET search_path = pg_temp, regress_ev_trap, public, pg_catalog;
+SELECT now();
+SELECT 1::int4 = 1::int4;
+SELECT public.evstream_track('attacker', 'regress_track') AS id \gset
+SELECT public.evstream_track(66, 'regress_track', '{"item_id": "i", "amount": 1}', NULL, '2026-01-02 00:00:00+00') AS id \gset
+SELECT public.evstream_track_batch('[{"user_id": "attacker", "event": "regress_track"}, {"user_id": "attacker"}]', 'dead_letter') AS n \gset
+SELECT public.evstream_event_id('order-4711') AS id \gset
+SELECT public.evstream_wait('60 s');
+SELECT public.evstream_health() AS health \gset
+SELECT public.evstream_metrics() AS metrics \gset
+SELECT public.evstream_pause();
+SELECT public.evstream_resume();
+SELECT public.evstream_restart();
+SELECT public.evstream_take_over();
+SELECT public.evstream_seek(0, 0);
+SELECT public.evstream_rebuild('2001-01-01', '2001-01-02');
+SELECT public.evstream_dead_letter_retry(0);
+SELECT public.evstream_dead_letter_discard(0);
+SELECT event_count FROM public.evstream_daily_summary WHERE false;
+SELECT event_count FROM public.evstream_daily_counts WHERE false;
+SELECT event_count FROM public.evstream_daily_item_summary WHERE false;
+SELECT event_count FROM public.evstream_daily_totals WHERE false;
+SELECT topic FROM public.evstream_events WHERE false;
+SELECT reason FROM public.evstream_dead_letters WHERE false;
+SELECT role FROM public.evstream_workers WHERE false;
+SELECT topic FROM public.evstream_lag WHERE false;
+RESET search_path;
 RESET ROLE;
-DROP ROLE regress_ev_tracker;
+SELECT e.user_id, e.item_id FROM evstream_events e WHERE e.user_id IN ('attacker', '66') ORDER BY e.log_offset;
+DISCARD TEMP;
+DELETE FROM evstream.dead_letters WHERE record_value LIKE '%attacker%';
+SET client_min_messages = warning;
+DROP SCHEMA regress_ev_trap CASCADE;
+DROP OWNED BY regress_ev_tracker, regress_ev_attacker;
+DROP ROLE regress_ev_tracker, regress_ev_attacker;
