@@ -27,10 +27,8 @@
 #include "dedupe.h"
 #include "event_id.h"
 #include "settings.h"
+#include "sql.h"
 #include "store.h"
-
-#define UNIX_EPOCH_OFFSET_US \
-	((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
 
 /* What a batch holds of one partition */
 typedef struct BatchPart
@@ -42,36 +40,13 @@ typedef struct BatchPart
 	TimestampTz last_received_at;
 } BatchPart;
 
-static uint64
-execute(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls, int expected)
-{
-	int			rc = SPI_execute_with_args(sql, nargs, types, values, nulls, false, 0);
-
-	if (rc != expected)
-		elog(ERROR, "unexpected result %s of \"%s\"", SPI_result_code_string(rc), sql);
-	return SPI_processed;
-}
-
-static Datum
-column(uint64 row, int number, bool *isnull)
-{
-	bool		null;
-	Datum		value = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, number, &null);
-
-	if (isnull)
-		*isnull = null;
-	else if (null)
-		elog(ERROR, "unexpected null in column %d", number);
-	return value;
-}
-
 /* ---- logs ---- */
 
 /* One at a time: relay and consumers may come here together. */
 static void
 lock_logs(void)
 {
-	execute("LOCK TABLE evstream.logs IN SHARE ROW EXCLUSIVE MODE", 0, NULL, NULL, NULL, SPI_OK_UTILITY);
+	sql_execute("LOCK TABLE evstream.logs IN SHARE ROW EXCLUSIVE MODE", 0, NULL, NULL, NULL, SPI_OK_UTILITY);
 }
 
 #define NEWEST_LOG \
@@ -83,15 +58,15 @@ batch_log_id(const char *cluster_id, const char *topic)
 	Oid			types[2] = {TEXTOID, TEXTOID};
 	Datum		values[2] = {CStringGetTextDatum(cluster_id), CStringGetTextDatum(topic)};
 
-	if (execute(NEWEST_LOG, 2, types, values, NULL, SPI_OK_SELECT) == 0)
+	if (sql_execute(NEWEST_LOG, 2, types, values, NULL, SPI_OK_SELECT) == 0)
 	{
 		lock_logs();
-		if (execute(NEWEST_LOG, 2, types, values, NULL, SPI_OK_SELECT) == 0)
-			execute("INSERT INTO evstream.logs (log_id, kind, cluster_id, topic)"
+		if (sql_execute(NEWEST_LOG, 2, types, values, NULL, SPI_OK_SELECT) == 0)
+			sql_execute("INSERT INTO evstream.logs (log_id, kind, cluster_id, topic)"
 					" SELECT GREATEST(2, max(log_id)) + 1, 'kafka', $1, $2 FROM evstream.logs RETURNING log_id",
 					2, types, values, NULL, SPI_OK_INSERT_RETURNING);
 	}
-	return DatumGetInt32(column(0, 1, NULL));
+	return DatumGetInt32(sql_column(0, 1, NULL));
 }
 
 void
@@ -101,7 +76,7 @@ batch_log_renew(int32 log_id)
 	Datum		values[1] = {Int32GetDatum(log_id)};
 
 	lock_logs();
-	execute("INSERT INTO evstream.logs (log_id, kind, cluster_id, topic, incarnation, first_partitions)"
+	sql_execute("INSERT INTO evstream.logs (log_id, kind, cluster_id, topic, incarnation, first_partitions)"
 			" SELECT (SELECT max(log_id) FROM evstream.logs) + 1, 'kafka', l.cluster_id, l.topic, l.incarnation + 1, 0"
 			" FROM evstream.logs l WHERE l.log_id = $1 AND NOT EXISTS (SELECT FROM evstream.logs n"
 			"   WHERE n.cluster_id = l.cluster_id AND n.topic = l.topic AND n.incarnation > l.incarnation)",
@@ -114,11 +89,11 @@ batch_log_first_partitions(int32 log_id, int npartitions)
 	Oid			types[2] = {INT4OID, INT4OID};
 	Datum		values[2] = {Int32GetDatum(log_id), Int32GetDatum(npartitions)};
 
-	execute("UPDATE evstream.logs SET first_partitions = $2 WHERE log_id = $1 AND first_partitions IS NULL",
+	sql_execute("UPDATE evstream.logs SET first_partitions = $2 WHERE log_id = $1 AND first_partitions IS NULL",
 			2, types, values, NULL, SPI_OK_UPDATE);
-	if (execute("SELECT first_partitions FROM evstream.logs WHERE log_id = $1", 1, types, values, NULL, SPI_OK_SELECT) == 0)
+	if (sql_execute("SELECT first_partitions FROM evstream.logs WHERE log_id = $1", 1, types, values, NULL, SPI_OK_SELECT) == 0)
 		elog(ERROR, "log %d does not exist", log_id);
-	return DatumGetInt32(column(0, 1, NULL));
+	return DatumGetInt32(sql_column(0, 1, NULL));
 }
 
 bool
@@ -127,9 +102,9 @@ batch_log_has_positions(int32 log_id, int npartitions)
 	Oid			types[2] = {INT4OID, INT4OID};
 	Datum		values[2] = {Int32GetDatum(log_id), Int32GetDatum(npartitions)};
 
-	execute("SELECT pg_catalog.count(*) >= $2 FROM evstream.partitions WHERE log_id = $1 AND log_partition < $2",
+	sql_execute("SELECT pg_catalog.count(*) >= $2 FROM evstream.partitions WHERE log_id = $1 AND log_partition < $2",
 			2, types, values, NULL, SPI_OK_SELECT);
-	return DatumGetBool(column(0, 1, NULL));
+	return DatumGetBool(sql_column(0, 1, NULL));
 }
 
 char *
@@ -138,10 +113,10 @@ batch_log_name(int32 log_id)
 	Oid			types[1] = {INT4OID};
 	Datum		values[1] = {Int32GetDatum(log_id)};
 
-	if (execute("SELECT kind || COALESCE('/' || cluster_id || '/' || topic || '/' || incarnation, '') FROM evstream.logs WHERE log_id = $1",
+	if (sql_execute("SELECT kind || COALESCE('/' || cluster_id || '/' || topic || '/' || incarnation, '') FROM evstream.logs WHERE log_id = $1",
 				1, types, values, NULL, SPI_OK_SELECT) == 0)
 		elog(ERROR, "log %d does not exist", log_id);
-	return TextDatumGetCString(column(0, 1, NULL));
+	return TextDatumGetCString(sql_column(0, 1, NULL));
 }
 
 /* ---- partitions ---- */
@@ -159,41 +134,41 @@ batch_load_partition(LogPartition *part, int32 log_id, int32 partition, MemoryCo
 	part->partition = partition;
 	part->log_name = MemoryContextStrdup(context, name);
 	part->last_timestamp = -1;
-	if (execute("SELECT generation, start_offset, forced, seek_id FROM evstream.partitions"
+	if (sql_execute("SELECT generation, start_offset, forced, seek_id FROM evstream.partitions"
 				" WHERE log_id = $1 AND log_partition = $2", 2, types, values, NULL, SPI_OK_SELECT) == 0)
 		return;
 	part->exists = true;
-	part->generation = DatumGetInt32(column(0, 1, NULL));
-	part->position = DatumGetInt64(column(0, 2, NULL));
-	part->forced = DatumGetBool(column(0, 3, NULL));
-	part->seek_id = DatumGetInt64(column(0, 4, NULL));
+	part->generation = DatumGetInt32(sql_column(0, 1, NULL));
+	part->position = DatumGetInt64(sql_column(0, 2, NULL));
+	part->forced = DatumGetBool(sql_column(0, 3, NULL));
+	part->seek_id = DatumGetInt64(sql_column(0, 4, NULL));
 
 	/* received_at grows within the partition, through all generations */
-	execute("SELECT max(last_received_at) FROM evstream.batch_log WHERE log_id = $1 AND log_partition = $2",
+	sql_execute("SELECT max(last_received_at) FROM evstream.batch_log WHERE log_id = $1 AND log_partition = $2",
 			2, types, values, NULL, SPI_OK_SELECT);
-	part->last_received_at = DatumGetTimestampTz(column(0, 1, &isnull));
+	part->last_received_at = DatumGetTimestampTz(sql_column(0, 1, &isnull));
 	if (isnull)
 		part->last_received_at = 0;
 
-	if (execute("SELECT b.to_offset, b.last_offset, b.last_timestamp, b.last_crc"
+	if (sql_execute("SELECT b.to_offset, b.last_offset, b.last_timestamp, b.last_crc"
 				" FROM evstream.batch_log b JOIN evstream.partitions p USING (log_id, log_partition, generation)"
 				" WHERE log_id = $1 AND log_partition = $2 ORDER BY b.from_offset DESC LIMIT 1",
 				2, types, values, NULL, SPI_OK_SELECT) > 0)
 	{
 		part->has_last = true;
-		part->position = DatumGetInt64(column(0, 1, NULL));
-		part->last_offset = DatumGetInt64(column(0, 2, NULL));
-		part->last_timestamp = DatumGetInt64(column(0, 3, &isnull));
+		part->position = DatumGetInt64(sql_column(0, 1, NULL));
+		part->last_offset = DatumGetInt64(sql_column(0, 2, NULL));
+		part->last_timestamp = DatumGetInt64(sql_column(0, 3, &isnull));
 		if (isnull)
 			part->last_timestamp = -1;
-		part->last_crc = (uint32) DatumGetInt64(column(0, 4, &isnull));
+		part->last_crc = (uint32) DatumGetInt64(sql_column(0, 4, &isnull));
 		if (isnull)
 			part->has_last = false;
 	}
 
 	if (part->forced)
 		return;
-	execute("SELECT pg_catalog.lower(r), pg_catalog.upper(r) FROM evstream.partitions p,"
+	sql_execute("SELECT pg_catalog.lower(r), pg_catalog.upper(r) FROM evstream.partitions p,"
 			" pg_catalog.unnest(p.consumed + COALESCE((SELECT pg_catalog.range_agg(pg_catalog.int8range(b.from_offset, b.to_offset))"
 			"   FROM evstream.batch_log b WHERE b.log_id = p.log_id AND b.log_partition = p.log_partition"
 			"   AND b.generation <> p.generation), '{}')) r"
@@ -202,8 +177,8 @@ batch_load_partition(LogPartition *part, int32 log_id, int32 partition, MemoryCo
 	part->consumed = MemoryContextAlloc(context, Max(1, part->nconsumed) * sizeof(OffsetRange));
 	for (int i = 0; i < part->nconsumed; i++)
 	{
-		part->consumed[i].from = DatumGetInt64(column(i, 1, NULL));
-		part->consumed[i].to = DatumGetInt64(column(i, 2, NULL));
+		part->consumed[i].from = DatumGetInt64(sql_column(i, 1, NULL));
+		part->consumed[i].to = DatumGetInt64(sql_column(i, 2, NULL));
 	}
 }
 
@@ -214,7 +189,7 @@ batch_create_partition(LogPartition *part, int64 start_offset, int64 seek_id)
 	Datum		values[4] = {Int32GetDatum(part->log_id), Int32GetDatum(part->partition),
 	Int64GetDatum(start_offset), Int64GetDatum(seek_id)};
 
-	execute("INSERT INTO evstream.partitions (log_id, log_partition, generation, start_offset, seek_id)"
+	sql_execute("INSERT INTO evstream.partitions (log_id, log_partition, generation, start_offset, seek_id)"
 			" VALUES ($1, $2, 0, $3, $4)", 4, types, values, NULL, SPI_OK_INSERT);
 	part->exists = true;
 	part->position = start_offset;
@@ -229,7 +204,7 @@ batch_seek_partition(LogPartition *part, int64 start_offset, bool forced, int64 
 		Int64GetDatum(start_offset), BoolGetDatum(forced), Int64GetDatum(seek_id),
 	Int32GetDatum(part->generation)};
 
-	if (execute("UPDATE evstream.partitions SET generation = generation + 1, start_offset = $3, forced = $4, seek_id = $5"
+	if (sql_execute("UPDATE evstream.partitions SET generation = generation + 1, start_offset = $3, forced = $4, seek_id = $5"
 				" WHERE log_id = $1 AND log_partition = $2 AND generation = $6", 6, types, values, NULL, SPI_OK_UPDATE) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_EVSTREAM_MOVED),
@@ -272,17 +247,17 @@ batch_record_crc(const BatchRecord *record)
 bool
 batch_is_restored(void)
 {
-	execute("SELECT EXISTS (SELECT FROM evstream.restored) OR NOT EXISTS (SELECT FROM evstream.state)",
+	sql_execute("SELECT EXISTS (SELECT FROM evstream.restored) OR NOT EXISTS (SELECT FROM evstream.state)",
 			0, NULL, NULL, NULL, SPI_OK_SELECT);
-	return DatumGetBool(column(0, 1, NULL));
+	return DatumGetBool(sql_column(0, 1, NULL));
 }
 
 bool
 batch_is_paused(void)
 {
-	execute("SELECT EXISTS (SELECT FROM evstream.state WHERE paused) OR NOT EXISTS (SELECT FROM evstream.state)"
+	sql_execute("SELECT EXISTS (SELECT FROM evstream.state WHERE paused) OR NOT EXISTS (SELECT FROM evstream.state)"
 			" OR EXISTS (SELECT FROM evstream.restored)", 0, NULL, NULL, NULL, SPI_OK_SELECT);
-	return DatumGetBool(column(0, 1, NULL));
+	return DatumGetBool(sql_column(0, 1, NULL));
 }
 
 /* ---- parsing ---- */
@@ -427,7 +402,7 @@ log_batch(const BatchPart *bp)
 	if (part->log_id != LOG_EMBEDDED)
 		nulls[9] = nulls[10] = nulls[11] = 'n';
 
-	if (execute("WITH p AS MATERIALIZED (SELECT generation FROM evstream.partitions"
+	if (sql_execute("WITH p AS MATERIALIZED (SELECT generation FROM evstream.partitions"
 				"   WHERE log_id = $1 AND log_partition = $2 FOR SHARE)"
 				" INSERT INTO evstream.batch_log (log_id, log_partition, generation, from_offset, to_offset,"
 				"   last_offset, last_timestamp, last_crc, last_received_at, tick, xid, id)"
@@ -436,12 +411,12 @@ log_batch(const BatchPart *bp)
 		moved(part);
 
 	/* with a new snapshot: the insert may have waited for another owner */
-	execute("SELECT (SELECT b.to_offset FROM evstream.batch_log b WHERE b.log_id = $1 AND b.log_partition = $2"
+	sql_execute("SELECT (SELECT b.to_offset FROM evstream.batch_log b WHERE b.log_id = $1 AND b.log_partition = $2"
 			"   AND b.generation = $3 AND b.from_offset < $4 ORDER BY b.from_offset DESC LIMIT 1),"
 			" EXISTS (SELECT FROM evstream.batch_log b WHERE b.log_id = $1 AND b.log_partition = $2"
 			"   AND b.generation = $3 AND b.from_offset > $4)", 4, types, values, NULL, SPI_OK_SELECT);
-	before = DatumGetInt64(column(0, 1, &isnull));
-	if ((!isnull && before != part->position) || DatumGetBool(column(0, 2, NULL)))
+	before = DatumGetInt64(sql_column(0, 1, &isnull));
+	if ((!isnull && before != part->position) || DatumGetBool(sql_column(0, 2, NULL)))
 		moved(part);
 }
 
@@ -524,7 +499,7 @@ note_unstored_days(const Batch *batch)
 		last = record->day;
 		any = true;
 		values[0] = DateADTGetDatum(last);
-		execute("INSERT INTO evstream.unstored_days (day, time_zone) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+		sql_execute("INSERT INTO evstream.unstored_days (day, time_zone) VALUES ($1, $2) ON CONFLICT DO NOTHING",
 				2, types, values, NULL, SPI_OK_INSERT);
 	}
 }
@@ -546,7 +521,7 @@ batch_store(Batch *batch)
 	 * Each of the next steps takes its row locks in one order, and all take the
 	 * steps in the same order, so that consumers do not deadlock.
 	 */
-	execute("INSERT INTO evstream.received_days (day)"
+	sql_execute("INSERT INTO evstream.received_days (day)"
 			" VALUES ((pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date) ON CONFLICT DO NOTHING",
 			0, NULL, NULL, NULL, SPI_OK_INSERT);
 	mark_duplicates(batch);

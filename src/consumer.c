@@ -21,11 +21,9 @@
 #include "event_id.h"
 #include "outbox.h"
 #include "settings.h"
+#include "sql.h"
 #include "status.h"
 #include "worker.h"
-
-#define UNIX_EPOCH_OFFSET_US \
-	((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
 
 /* Values of one batch from the outbox */
 #define LOCAL_BATCH_BYTES	(32 * 1024 * 1024)

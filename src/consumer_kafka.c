@@ -28,11 +28,9 @@
 #include "kafka.h"
 #include "outbox.h"
 #include "settings.h"
+#include "sql.h"
 #include "status.h"
 #include "worker.h"
-
-#define UNIX_EPOCH_OFFSET_US \
-	((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
 
 /* A question to a broker holds up a SIGTERM for at most so long */
 #define ASK_MS				500

@@ -25,6 +25,7 @@
 
 #include "compat.h"
 #include "dedupe.h"
+#include "sql.h"
 
 /* About 2 M ids: 48 bytes a row and 4 for its pointer */
 #define SEGMENT_PAGES		13000
@@ -46,27 +47,6 @@ typedef struct Segment
 
 static Segment *closed_segments = NULL;
 
-static uint64
-execute(const char *sql, int nargs, Oid *types, Datum *values, int expected)
-{
-	int			rc = SPI_execute_with_args(sql, nargs, types, values, NULL, false, 0);
-
-	if (rc != expected)
-		elog(ERROR, "unexpected result %s of \"%s\"", SPI_result_code_string(rc), sql);
-	return SPI_processed;
-}
-
-static Datum
-column(uint64 row, int number)
-{
-	bool		isnull;
-	Datum		value = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, number, &isnull);
-
-	if (isnull)
-		elog(ERROR, "unexpected null in column %d", number);
-	return value;
-}
-
 static Oid
 segment_relid(int32 segment_id)
 {
@@ -83,25 +63,25 @@ create_segment(void)
 	int32		segment_id;
 	char	   *sql;
 
-	execute("INSERT INTO evstream.id_segments (segment_id)"
+	sql_execute("INSERT INTO evstream.id_segments (segment_id)"
 			" SELECT COALESCE(max(segment_id), 0) + 1 FROM evstream.id_segments RETURNING segment_id",
-			0, NULL, NULL, SPI_OK_INSERT_RETURNING);
-	segment_id = DatumGetInt32(column(0, 1));
+			0, NULL, NULL, NULL, SPI_OK_INSERT_RETURNING);
+	segment_id = DatumGetInt32(sql_column(0, 1, NULL));
 	sql = psprintf("CREATE TABLE evstream.ids_%d (LIKE evstream.ids);"
 				   "CREATE UNIQUE INDEX ids_%d_event_id_idx ON evstream.ids_%d (event_id);"
 				   "ALTER TABLE evstream.ids ATTACH PARTITION evstream.ids_%d FOR VALUES IN (%d)",
 				   segment_id, segment_id, segment_id, segment_id, segment_id);
-	execute(sql, 0, NULL, NULL, SPI_OK_UTILITY);
+	sql_execute(sql, 0, NULL, NULL, NULL, SPI_OK_UTILITY);
 }
 
 /* The open segment, or 0. */
 static int32
 open_segment(void)
 {
-	if (execute("SELECT segment_id FROM evstream.id_segments WHERE closed_at IS NULL ORDER BY segment_id DESC LIMIT 1",
-				0, NULL, NULL, SPI_OK_SELECT) == 0)
+	if (sql_execute("SELECT segment_id FROM evstream.id_segments WHERE closed_at IS NULL ORDER BY segment_id DESC LIMIT 1",
+				0, NULL, NULL, NULL, SPI_OK_SELECT) == 0)
 		return 0;
-	return DatumGetInt32(column(0, 1));
+	return DatumGetInt32(sql_column(0, 1, NULL));
 }
 
 /*
@@ -119,7 +99,7 @@ lock_open_segment(void)
 
 		if (segment_id == 0)
 		{
-			execute("LOCK TABLE evstream.id_segments IN SHARE ROW EXCLUSIVE MODE", 0, NULL, NULL, SPI_OK_UTILITY);
+			sql_execute("LOCK TABLE evstream.id_segments IN SHARE ROW EXCLUSIVE MODE", 0, NULL, NULL, NULL, SPI_OK_UTILITY);
 			if (open_segment() == 0)
 				create_segment();
 			continue;
@@ -152,7 +132,7 @@ load_filter(Segment *segment)
 		if (SPI_processed == 0)
 			break;
 		for (uint64 i = 0; i < SPI_processed; i++)
-			bloom_add_element(segment->filter, DatumGetUUIDP(column(i, 1))->data, UUID_LEN);
+			bloom_add_element(segment->filter, DatumGetUUIDP(sql_column(i, 1, NULL))->data, UUID_LEN);
 		SPI_freetuptable(SPI_tuptable);
 	}
 	SPI_cursor_close(portal);
@@ -163,13 +143,13 @@ load_filter(Segment *segment)
 static void
 sync_closed_segments(void)
 {
-	uint64		n = execute("SELECT segment_id FROM evstream.id_segments WHERE closed_at IS NOT NULL ORDER BY segment_id",
-							0, NULL, NULL, SPI_OK_SELECT);
+	uint64		n = sql_execute("SELECT segment_id FROM evstream.id_segments WHERE closed_at IS NOT NULL ORDER BY segment_id",
+							0, NULL, NULL, NULL, SPI_OK_SELECT);
 	int32	   *numbers = palloc(Max(1, n) * sizeof(int32));
 	Segment   **link = &closed_segments;
 
 	for (uint64 i = 0; i < n; i++)
-		numbers[i] = DatumGetInt32(column(i, 1));
+		numbers[i] = DatumGetInt32(sql_column(i, 1, NULL));
 	for (Segment *segment = closed_segments; segment != NULL; segment = segment->next)
 	{
 		segment->seen = false;
@@ -267,9 +247,9 @@ dedupe_ids(const pg_uuid_t *ids, int nids, bool *is_new)
 			continue;
 		sql = psprintf("SELECT event_id FROM evstream.ids_%d WHERE event_id = ANY ($1)", segment->segment_id);
 		values[0] = uuid_array(hits, nhits);
-		execute(sql, 1, types, values, SPI_OK_SELECT);
+		sql_execute(sql, 1, types, values, NULL, SPI_OK_SELECT);
 		for (uint64 i = 0; i < SPI_processed; i++)
-			set_found(ids, nids, DatumGetUUIDP(column(i, 1)), is_new, false);
+			set_found(ids, nids, DatumGetUUIDP(sql_column(i, 1, NULL)), is_new, false);
 	}
 
 	for (int i = 0; i < nids; i++)
@@ -281,12 +261,12 @@ dedupe_ids(const pg_uuid_t *ids, int nids, bool *is_new)
 				   " SELECT %d, i FROM pg_catalog.unnest($1) AS i ON CONFLICT (event_id) DO NOTHING RETURNING event_id",
 				   current, current);
 	values[0] = uuid_array(hits, nfresh);
-	ninserted = execute(sql, 1, types, values, SPI_OK_INSERT_RETURNING);
+	ninserted = sql_execute(sql, 1, types, values, NULL, SPI_OK_INSERT_RETURNING);
 	if (ninserted == nfresh)
 		return;
 	memset(is_new, 0, nids * sizeof(bool));
 	for (uint64 i = 0; i < ninserted; i++)
-		set_found(ids, nids, DatumGetUUIDP(column(i, 1)), is_new, true);
+		set_found(ids, nids, DatumGetUUIDP(sql_column(i, 1, NULL)), is_new, true);
 }
 
 void
@@ -303,10 +283,10 @@ dedupe_rotate(void *unused)
 				   " AND (s.created_at AT TIME ZONE 'UTC')::date < (pg_catalog.now() AT TIME ZONE 'UTC')::date)"
 				   " FROM evstream.id_segments s WHERE s.segment_id = %d",
 				   segment_id, SEGMENT_PAGES, segment_id, segment_id);
-	if (execute(sql, 0, NULL, NULL, SPI_OK_SELECT) == 0 || !DatumGetBool(column(0, 1)))
+	if (sql_execute(sql, 0, NULL, NULL, NULL, SPI_OK_SELECT) == 0 || !DatumGetBool(sql_column(0, 1, NULL)))
 		return;
 
-	execute("LOCK TABLE evstream.id_segments IN SHARE ROW EXCLUSIVE MODE", 0, NULL, NULL, SPI_OK_UTILITY);
+	sql_execute("LOCK TABLE evstream.id_segments IN SHARE ROW EXCLUSIVE MODE", 0, NULL, NULL, NULL, SPI_OK_UTILITY);
 	relid = segment_relid(segment_id);
 	LockRelationOid(relid, ShareLock);
 	if (open_segment() != segment_id)
@@ -314,6 +294,6 @@ dedupe_rotate(void *unused)
 	sql = psprintf("UPDATE evstream.id_segments SET closed_at = pg_catalog.clock_timestamp(),"
 				   " last_day = (pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date WHERE segment_id = %d",
 				   segment_id);
-	execute(sql, 0, NULL, NULL, SPI_OK_UPDATE);
+	sql_execute(sql, 0, NULL, NULL, NULL, SPI_OK_UPDATE);
 	create_segment();
 }

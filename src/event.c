@@ -159,7 +159,7 @@ static EventReason
 refuse_name(Parse *parse, EventReason reason, int name, const char *rule)
 {
 	if (parse->detail != NULL)
-		snprintf(parse->detail, EVENT_DETAIL_SIZE, "%s %s", names[name], rule);
+		snprintf(parse->detail, EVENT_DETAIL_SIZE, "\"%s\" %s", names[name], rule);
 	return reason;
 }
 
@@ -412,7 +412,7 @@ take_ids(Parse *parse)
 
 	member = find_field(parse, USER_ID);
 	if (member == NULL)
-		return refuse(parse, EVENT_BAD_USER_ID, "user_id is missing");
+		return refuse(parse, EVENT_BAD_USER_ID, "\"user_id\" is missing");
 	if (!limited_text(parse, &member->value, true, 1, EVENT_USER_ID_MAX,
 					  &event->user_id, &usable))
 		return no_memory(parse);
@@ -423,7 +423,7 @@ take_ids(Parse *parse)
 
 	member = find_field(parse, EVENT_TYPE);
 	if (member == NULL)
-		return refuse(parse, EVENT_BAD_EVENT_TYPE, "event_type is missing");
+		return refuse(parse, EVENT_BAD_EVENT_TYPE, "\"event_type\" is missing");
 	if (!limited_text(parse, &member->value, false, 1, EVENT_TYPE_MAX,
 					  &event->event_type, &usable))
 		return no_memory(parse);
@@ -582,7 +582,7 @@ take_amount(Parse *parse)
 			return no_memory(parse);
 		if (!usable)
 			return refuse(parse, EVENT_BAD_AMOUNT,
-						  "amount is no number of at most 20 digits before the point");
+						  "\"amount\" is no number of at most 20 digits before the point");
 		member->column = true;
 		return EVENT_OK;
 	}
@@ -684,7 +684,7 @@ take_properties(Parse *parse)
 
 	if (inner != NULL && inner->value.type != JSON_OBJECT)
 		return refuse(parse, EVENT_BAD_PROPERTIES,
-					  "properties is not an object");
+					  "\"properties\" is not an object");
 	if (parse->scan.bad_number)
 		return refuse(parse, EVENT_BAD_PROPERTIES,
 					  "a number is too large or too finely divided for numeric");

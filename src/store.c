@@ -31,10 +31,8 @@
 #include "compat.h"
 #include "partition.h"
 #include "settings.h"
+#include "sql.h"
 #include "store.h"
-
-#define UNIX_EPOCH_OFFSET_US \
-	((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
 
 enum
 {

@@ -39,11 +39,9 @@
 #include "event_id.h"
 #include "outbox.h"
 #include "settings.h"
+#include "sql.h"
 
 #define OUTBOX_TABLES	3
-#define UNIX_EPOCH_OFFSET_US \
-	((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
-
 /* Rows that one statement writes in evstream_track_batch() */
 #define WRITE_CHUNK		1000
 
@@ -377,7 +375,7 @@ track(FunctionCallInfo fcinfo, const char *user_id)
 		if (TIMESTAMP_NOT_FINITE(occurred) ||
 			timestamp2tm(occurred, &tz, &tm, &fsec, NULL, pg_tzset("GMT")) != 0 ||
 			tm.tm_year < 1 || tm.tm_year > 9999)
-			refuse_event(EVENT_BAD_TIMESTAMP, "occurred_at is out of range", -1);
+			refuse_event(EVENT_BAD_TIMESTAMP, "\"occurred_at\" is outside the years 0001 to 9999", -1);
 		event_format_time(occurred + UNIX_EPOCH_OFFSET_US, text);
 		appendStringInfo(&json, ", \"occurred_at\": \"%s\"", text);
 	}

@@ -1,0 +1,906 @@
+/*-------------------------------------------------------------------------
+ *
+ * relay.c
+ *	  The relay worker: takes tracked events from the outbox to Kafka.
+ *
+ * Reading runs ahead of delivering, within bounds.  The position that is
+ * recorded moves only over rows whose delivery reports came back, without a
+ * gap; whatever else happens, the relay goes on from there, and rows that went
+ * out twice are recognised by their ids.
+ *
+ * Records go out in batches.  When the broker refuses a batch, any of its
+ * records may be the cause, so the relay begins again at the recorded position
+ * with batches of one record; what is refused then is a dead letter.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <unistd.h>
+
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "common/base64.h"
+#include "executor/spi.h"
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "batch.h"
+#include "compat.h"
+#include "event.h"
+#include "kafka.h"
+#include "outbox.h"
+#include "settings.h"
+#include "status.h"
+#include "worker.h"
+
+/* In flight: read and not yet recorded as delivered */
+#define FLIGHT_ROWS			65536	/* a power of two */
+#define FLIGHT_BYTES		((Size) 32 * 1024 * 1024)
+#define READ_ROWS			10000
+#define READ_BYTES			((Size) 8 * 1024 * 1024)
+
+#define RECORD_ROWS			10000
+#define RECORD_US			(100 * INT64CONST(1000))
+/* Many small commits make one tick, and not one each. */
+#define READ_PAUSE_US		(5 * INT64CONST(1000))
+#define IDLE_MS				1000
+/* Is the topic still the one that it was? */
+#define LOOK_US				(2 * USECS_PER_SEC)
+#define SILENCE_US			(10 * USECS_PER_SEC)
+
+/* A question to a broker holds up a SIGTERM for at most so long */
+#define ASK_MS				500
+#define CLOSE_MS			500
+#define RETRY_FIRST_MS		200
+#define RETRY_LAST_MS		10000
+
+PGDLLEXPORT void evstream_relay_main(Datum main_arg);
+
+typedef enum FlightState
+{
+	FLIGHT_PENDING,
+	FLIGHT_DELIVERED,
+	FLIGHT_REFUSED
+} FlightState;
+
+/* Rows that were read together, in memory of their own. */
+typedef struct ReadBatch
+{
+	struct ReadBatch *next;
+	MemoryContext context;
+	OutboxBatch outbox;
+	int64		tick;			/* of its rows */
+	uint64		first;			/* number of its first row */
+	Size		bytes;
+} ReadBatch;
+
+typedef struct Refusal
+{
+	uint64		number;
+	char		error[sizeof(((KafkaDelivery *) 0)->error)];
+} Refusal;
+
+typedef struct Relay
+{
+	KafkaClient *client;
+	char	   *topic;
+	char		cluster[128];
+	int32		log_id;
+	pg_uuid_t	origin;
+	bool		single;			/* one record in a batch */
+	OutboxPosition single_end;	/* batches again behind it */
+	long		retry_ms;		/* before the next client is opened */
+
+	/* numbers of rows: recorded <= delivered <= produced <= read */
+	uint64		recorded;
+	uint64		delivered;		/* all rows before it are */
+	uint64		produced;
+	uint64		read;
+	Size		bytes;			/* of the batches in the list */
+	uint8		states[FLIGHT_ROWS];	/* FlightState, by number */
+	ReadBatch  *first;
+	ReadBatch  *last;
+	ReadBatch  *producing;		/* where the next row to produce is */
+	Refusal    *refusals;		/* in no order */
+	int			nrefusals;
+	int			refusals_size;
+
+	OutboxPosition read_at;
+	OutboxPosition recorded_at;
+	int64	   *next_offsets;	/* by partition, 0 = nothing delivered */
+	int			nparts;
+
+	TimestampTz record_due;
+	TimestampTz read_due;
+	TimestampTz look_due;
+	TimestampTz progress_at;	/* last delivery, or since when there is any to wait for */
+	bool		look;			/* there may be something to read */
+	bool		broken;			/* begin again from the recorded position */
+	bool		topic_moved;	/* it is another log now */
+	MemoryContext produce_context;
+} Relay;
+
+static Relay relay;
+
+/* ---- problems ---- */
+
+static void
+problem(StatusLevel level, const char *code, const char *message, const char *hint)
+{
+	status_state("waiting");
+	status_problem(COMPONENT_KAFKA, level, code, message, hint);
+}
+
+static void
+problem_over(void)
+{
+	status_problem(COMPONENT_KAFKA, LEVEL_OK, "", NULL, NULL);
+}
+
+static void
+problem_of(KafkaStatus status, const char *error)
+{
+	char		message[KAFKA_ERROR_SIZE + 64];
+
+	if (status == KAFKA_DENIED)
+	{
+		snprintf(message, sizeof(message), "Kafka denies access: %s", error);
+		problem(LEVEL_DEGRADED, "denied", message,
+				"Tracked events wait in the outbox. Check the secrets file, evstream.kafka_options and the access rules of the brokers.");
+	}
+	else if (status == KAFKA_AWAY)
+	{
+		snprintf(message, sizeof(message), "could not reach Kafka: %s", error);
+		problem(LEVEL_DEGRADED, "away", message,
+				"Tracking goes on, and events wait in the outbox. Check the brokers and the setting evstream.kafka_brokers.");
+	}
+	else
+	{
+		snprintf(message, sizeof(message), "could not send to Kafka: %s", error);
+		problem(LEVEL_DEGRADED, "failed", message,
+				"Tracked events wait in the outbox, and it is tried again.");
+	}
+}
+
+/* What the client itself knows, and what its silence tells. */
+static void
+check_health(TimestampTz now)
+{
+	KafkaStatus status = kafka_health(relay.client);
+	char		message[128];
+
+	if (status == KAFKA_FATAL)
+		relay.broken = true;
+	else if (status != KAFKA_OK)
+		problem_of(status, kafka_error(relay.client));
+	else if (relay.produced > relay.delivered && now - relay.progress_at > SILENCE_US)
+	{
+		snprintf(message, sizeof(message), "no answer to what was sent %d seconds ago",
+				 (int) ((now - relay.progress_at) / USECS_PER_SEC));
+		problem_of(KAFKA_AWAY, message);
+	}
+	else
+		problem_over();
+}
+
+/* ---- the client ---- */
+
+static void
+log_line(int level, const char *text, void *arg)
+{
+	if (message_level_is_interesting(DEBUG1))
+		ereport(DEBUG1, (errmsg_internal("librdkafka: %s", text)));
+}
+
+/* No interrupt may end the process inside of the library. */
+static void
+poll_client(void)
+{
+	HOLD_INTERRUPTS();
+	kafka_poll(relay.client, log_line, NULL);
+	RESUME_INTERRUPTS();
+}
+
+static void
+close_client(void)
+{
+	KafkaClient *client = relay.client;
+
+	relay.client = NULL;
+	kafka_close(client, CLOSE_MS);
+}
+
+static void
+close_at_exit(int code, Datum arg)
+{
+	close_client();
+}
+
+/* The library's own exit handlers must not run beside its threads. */
+static void
+leave_at_exit(int code, Datum arg)
+{
+	if (kafka_unfinished() > 0)
+		_exit(code);
+}
+
+/* Waits a delay that grows with each call until something was delivered. */
+static void
+wait_to_retry(void)
+{
+	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), relay.retry_ms);
+	int64		left = relay.retry_ms;
+
+	status_state("waiting");
+	/* Commits set the latch often: they do not make it shorter. */
+	while (left > 0)
+	{
+		worker_wait(relay.client != NULL ? kafka_fd(relay.client) : -1, left);
+		if (relay.client != NULL)
+			poll_client();
+		left = (end - GetCurrentTimestamp() + 999) / 1000;
+	}
+	relay.retry_ms = Min(2 * relay.retry_ms, RETRY_LAST_MS);
+}
+
+static void
+open_client(void)
+{
+	static bool warned = false;
+
+	while (relay.client == NULL)
+	{
+		KafkaConf	conf = {0};
+		char		error[KAFKA_ERROR_SIZE] = "";
+		const char *warning;
+
+		MemoryContextReset(relay.produce_context);
+		MemoryContextSwitchTo(relay.produce_context);
+		setting_kafka_conf(&conf, "evstream-relay");
+		conf.single_records = relay.single;
+		MemoryContextSwitchTo(TopMemoryContext);
+
+		warning = kafka_version_warning(&conf);
+		if (warning != NULL && !warned)
+			ereport(WARNING,
+					(errmsg("%s", warning),
+					 errhint("Use SASL mechanism PLAIN over TLS, or a newer librdkafka.")));
+		warned = true;
+
+		relay.client = kafka_producer_open(&conf, error);
+		if (relay.client == NULL)
+		{
+			problem(LEVEL_DEGRADED, "configuration", error,
+					"Tracked events wait in the outbox. Check the settings evstream.kafka_* and the secrets file.");
+			wait_to_retry();
+		}
+	}
+}
+
+/* Waits until the topic exists, and makes it where it does not. */
+static void
+ensure_topic(void)
+{
+	for (;;)
+	{
+		KafkaStatus status;
+		int			nparts = 0;
+
+		status = kafka_topic_partitions(relay.client, relay.topic, ASK_MS, &nparts);
+		poll_client();
+		worker_check();
+		if (status == KAFKA_OK)
+			status = kafka_cluster_id(relay.client, ASK_MS, relay.cluster, sizeof(relay.cluster));
+		else if (status == KAFKA_UNKNOWN_TOPIC)
+		{
+			status = kafka_topic_create(relay.client, relay.topic, setting_kafka_partitions, ASK_MS);
+			if (status == KAFKA_OK)
+			{
+				ereport(LOG, (errmsg("created Kafka topic \"%s\" with %d partitions",
+									 relay.topic, setting_kafka_partitions)));
+				status = KAFKA_UNKNOWN_TOPIC;	/* until it can be seen */
+			}
+			else if (status != KAFKA_AWAY)
+			{
+				char		message[KAFKA_ERROR_SIZE + 128];
+
+				snprintf(message, sizeof(message), "Kafka topic \"%s\" does not exist: %s",
+						 relay.topic, kafka_error(relay.client));
+				problem(LEVEL_DEGRADED, "no_topic", message,
+						"Tracked events wait in the outbox. Create the topic, or allow evstream to do so.");
+				wait_to_retry();
+				continue;
+			}
+		}
+		if (status == KAFKA_OK)
+			return;
+		if (status == KAFKA_UNKNOWN_TOPIC)
+		{
+			worker_wait(-1, 100);
+			continue;
+		}
+		problem_of(status, kafka_error(relay.client));
+		wait_to_retry();
+	}
+}
+
+/* ---- positions ---- */
+
+static void
+load_unit(void *arg)
+{
+	relay.log_id = batch_log_id(relay.cluster, relay.topic);
+	outbox_adopt();
+	relay.recorded_at = outbox_relay_position(relay.log_id);
+	relay.origin = outbox_origin();
+}
+
+static void
+free_first(void)
+{
+	ReadBatch  *batch = relay.first;
+
+	relay.first = batch->next;
+	if (relay.first == NULL)
+		relay.last = NULL;
+	relay.bytes -= batch->bytes;
+	MemoryContextDelete(batch->context);
+}
+
+/* A new client, at the recorded position, with nothing in flight. */
+static void
+begin_again(void)
+{
+	if (relay.client != NULL)
+		close_client();
+	while (relay.first != NULL)
+		free_first();
+	relay.producing = NULL;
+	relay.nrefusals = 0;
+	relay.recorded = relay.delivered = relay.produced = relay.read;
+	relay.broken = relay.topic_moved = false;
+
+	open_client();
+	ensure_topic();
+	while (!worker_run("reading the relay's position", load_unit, NULL, NULL))
+		worker_backoff();
+	relay.nparts = 0;			/* what is recorded stays */
+	relay.read_at = relay.recorded_at;
+	relay.look = true;
+	relay.read_due = relay.record_due = 0;
+	relay.look_due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_US / 1000);
+	status_state("running");
+
+	/*
+	 * Another reader may have made the present tick without flushing what it
+	 * covers.
+	 */
+	XLogFlush(GetXLogInsertRecPtr());
+}
+
+/* Position behind the last delivered row. */
+static OutboxPosition
+delivered_position(void)
+{
+	OutboxPosition position = relay.recorded_at;
+
+	for (ReadBatch *batch = relay.first; batch != NULL; batch = batch->next)
+	{
+		uint64		n = relay.delivered - batch->first;
+
+		if (n >= (uint64) batch->outbox.nrows)
+		{
+			position = batch->outbox.after;
+			continue;
+		}
+		if (n > 0)
+		{
+			position.tick = batch->tick - 1;
+			position.xid = batch->outbox.rows[n - 1].xid;
+			position.id = batch->outbox.rows[n - 1].id;
+		}
+		break;
+	}
+	return position;
+}
+
+/* ---- reading the outbox ---- */
+
+typedef struct ReadUnit
+{
+	ReadBatch  *batch;
+	int			max;
+} ReadUnit;
+
+static void
+look_at_log(void)
+{
+	if (batch_log_id(relay.cluster, relay.topic) != relay.log_id)
+		relay.topic_moved = true;
+}
+
+static void
+read_unit(void *arg)
+{
+	ReadUnit   *unit = arg;
+	bool		made_tick = false;
+
+	if (GetCurrentTimestamp() >= relay.look_due)
+		look_at_log();
+	outbox_read(&relay.read_at, unit->max, READ_BYTES, unit->batch->context,
+				&unit->batch->outbox, &made_tick);
+	if (made_tick)
+		(void) set_config_option("synchronous_commit", "on", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
+}
+
+static bool
+may_read(void)
+{
+	if (!relay.look || relay.produced < relay.read ||
+		relay.read - relay.recorded + READ_ROWS > FLIGHT_ROWS ||
+		relay.bytes + READ_BYTES > FLIGHT_BYTES)
+		return false;
+	/* Before batches begin again, all that was sent one by one has to be in. */
+	return !relay.single || outbox_position_cmp(&relay.read_at, &relay.single_end) < 0;
+}
+
+static void
+read_outbox(void)
+{
+	ReadUnit	unit;
+	MemoryContext context;
+	TimestampTz now;
+	bool		done;
+
+	context = AllocSetContextCreate(TopMemoryContext, "evstream relay batch",
+									ALLOCSET_DEFAULT_SIZES);
+	unit.batch = MemoryContextAllocZero(context, sizeof(ReadBatch));
+	unit.batch->context = context;
+	unit.max = relay.single ? READ_ROWS / 10 : READ_ROWS;
+
+	done = worker_run("reading the outbox", read_unit, &unit, NULL);
+	now = GetCurrentTimestamp();
+	if (!done)
+	{
+		MemoryContextDelete(context);
+		worker_backoff();
+		return;
+	}
+	if (now >= relay.look_due)
+		relay.look_due = now + LOOK_US;
+	relay.read_due = now + READ_PAUSE_US;
+	if (relay.topic_moved)
+	{
+		MemoryContextDelete(context);
+		return;
+	}
+
+	relay.read_at = unit.batch->outbox.after;
+	relay.look = unit.batch->outbox.nrows > 0 && !unit.batch->outbox.tick_done;
+	if (relay.look)
+		relay.read_due = 0;
+	if (unit.batch->outbox.nrows == 0)
+	{
+		/* A tick may have ended all the same. */
+		if (relay.last != NULL)
+			relay.last->outbox.after = relay.read_at;
+		else
+			relay.recorded_at = relay.read_at;
+		MemoryContextDelete(context);
+		return;
+	}
+
+	unit.batch->tick = unit.batch->outbox.tick_done ? unit.batch->outbox.after.tick :
+		unit.batch->outbox.after.tick + 1;
+	unit.batch->first = relay.read;
+	unit.batch->bytes = MemoryContextMemAllocated(context, true);
+	for (int i = 0; i < unit.batch->outbox.nrows; i++)
+		relay.states[(relay.read + i) % FLIGHT_ROWS] = FLIGHT_PENDING;
+	relay.read += unit.batch->outbox.nrows;
+	relay.bytes += unit.batch->bytes;
+	if (relay.last != NULL)
+		relay.last->next = unit.batch;
+	else
+		relay.first = unit.batch;
+	relay.last = unit.batch;
+	if (relay.producing == NULL)
+		relay.producing = unit.batch;
+}
+
+/* ---- producing ---- */
+
+static void
+refuse(uint64 number, const char *error)
+{
+	if (!relay.single)
+	{
+		/* Any record of its batch may be the cause. */
+		if (!relay.broken)
+			ereport(LOG,
+					(errmsg("Kafka refused a batch of records, which are sent again one by one: %s", error)));
+		relay.single = true;
+		relay.single_end = relay.read_at;
+		relay.broken = true;
+		return;
+	}
+	if (relay.nrefusals == relay.refusals_size)
+	{
+		relay.refusals_size = Max(16, 2 * relay.refusals_size);
+		if (relay.refusals == NULL)
+			relay.refusals = MemoryContextAlloc(TopMemoryContext,
+												relay.refusals_size * sizeof(Refusal));
+		else
+			relay.refusals = repalloc(relay.refusals, relay.refusals_size * sizeof(Refusal));
+	}
+	relay.refusals[relay.nrefusals].number = number;
+	strlcpy(relay.refusals[relay.nrefusals].error, error, sizeof(relay.refusals[0].error));
+	relay.nrefusals++;
+	relay.states[number % FLIGHT_ROWS] = FLIGHT_REFUSED;
+}
+
+/*
+ * Headers of a row's record, at most three; texts in the current context and
+ * the row, event_id in buf.
+ */
+static int
+row_headers(const ReadBatch *batch, const OutboxRow *row, char *buf, KafkaHeader *headers)
+{
+	char	   *origin = outbox_origin_text(&relay.origin, batch->tick, row->xid, row->id);
+	int			n = 0;
+
+	event_format_uuid(row->event_id.data, buf);
+	headers[n].name = "event_id";
+	headers[n].value = buf;
+	headers[n++].len = strlen(buf);
+	headers[n].name = "evstream-origin";
+	headers[n].value = origin;
+	headers[n++].len = strlen(origin);
+	if (row->traceparent != NULL)
+	{
+		headers[n].name = "traceparent";
+		headers[n].value = row->traceparent;
+		headers[n++].len = row->traceparent_len;
+	}
+	return n;
+}
+
+/* Hands rows to the library until it is full. */
+static void
+produce(void)
+{
+	MemoryContext old = MemoryContextSwitchTo(relay.produce_context);
+
+	if (relay.produced == relay.delivered)
+		relay.progress_at = GetCurrentTimestamp();
+	while (relay.producing != NULL && !relay.broken)
+	{
+		ReadBatch  *batch = relay.producing;
+		OutboxRow  *row = &batch->outbox.rows[relay.produced - batch->first];
+		KafkaHeader headers[3];
+		char		event_id[37];
+		KafkaStatus status;
+		int			n;
+
+		n = row_headers(batch, row, event_id, headers);
+		status = kafka_produce(relay.client, relay.topic, row->user_id, row->user_id_len,
+							   row->value, row->value_len,
+							   row->tracked_at / 1000 +
+							   (int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY * 1000,
+							   headers, n, relay.produced);
+		if (status == KAFKA_QUEUE_FULL)
+			break;
+		if (status == KAFKA_REFUSED)
+			refuse(relay.produced, kafka_error(relay.client));
+		else if (status != KAFKA_OK)
+		{
+			if (status != KAFKA_UNKNOWN_TOPIC && status != KAFKA_FATAL)
+				problem_of(status, kafka_error(relay.client));
+			relay.broken = true;
+		}
+		if (relay.broken)
+			break;
+		relay.produced++;
+		if (relay.produced == batch->first + batch->outbox.nrows)
+		{
+			relay.producing = batch->next;
+			MemoryContextReset(relay.produce_context);
+		}
+		/* A long batch must not keep delivery reports waiting. */
+		if (relay.produced % 1000 == 0)
+			poll_client();
+	}
+	MemoryContextReset(relay.produce_context);
+	MemoryContextSwitchTo(old);
+}
+
+static void
+note_offset(int partition, int64 offset)
+{
+	if (partition < 0 || offset < 0)
+		return;
+	if (partition >= relay.nparts)
+	{
+		static int	size = 0;
+
+		if (partition >= size)
+		{
+			size = partition + 16;
+			if (relay.next_offsets == NULL)
+				relay.next_offsets = MemoryContextAlloc(TopMemoryContext, size * sizeof(int64));
+			else
+				relay.next_offsets = repalloc(relay.next_offsets, size * sizeof(int64));
+		}
+		while (relay.nparts <= partition)
+			relay.next_offsets[relay.nparts++] = 0;
+	}
+	relay.next_offsets[partition] = Max(relay.next_offsets[partition], offset + 1);
+}
+
+static void
+take_deliveries(TimestampTz now)
+{
+	static KafkaDelivery deliveries[1000];
+	int			n;
+
+	while ((n = kafka_deliveries(relay.client, deliveries, lengthof(deliveries))) > 0)
+	{
+		for (int i = 0; i < n; i++)
+		{
+			KafkaDelivery *delivery = &deliveries[i];
+
+			relay.progress_at = now;
+			if (delivery->status == KAFKA_OK)
+			{
+				relay.states[delivery->tag % FLIGHT_ROWS] = FLIGHT_DELIVERED;
+				note_offset(delivery->partition, delivery->offset);
+				relay.retry_ms = RETRY_FIRST_MS;
+			}
+			else if (delivery->status == KAFKA_REFUSED)
+				refuse(delivery->tag, delivery->error);
+			else if (!relay.broken)
+			{
+				if (delivery->status != KAFKA_UNKNOWN_TOPIC && delivery->status != KAFKA_FATAL)
+					problem_of(delivery->status, delivery->error);
+				relay.broken = true;
+			}
+		}
+	}
+	while (relay.delivered < relay.produced &&
+		   relay.states[relay.delivered % FLIGHT_ROWS] != FLIGHT_PENDING)
+		relay.delivered++;
+}
+
+/* ---- recording ---- */
+
+/* As a JSON array of [name, value in base64]. */
+static char *
+headers_json(const KafkaHeader *headers, int nheaders)
+{
+	StringInfoData json;
+
+	initStringInfo(&json);
+	for (int i = 0; i < nheaders; i++)
+	{
+		int			size = pg_b64_enc_len((int) headers[i].len) + 1;
+		char	   *value = palloc0(size);
+
+		(void) pg_b64_encode((const void *) headers[i].value, (int) headers[i].len, value, size);
+		appendStringInfo(&json, "%s[\"%s\", \"%s\"]", i == 0 ? "[" : ", ",
+						 headers[i].name, value);
+	}
+	appendStringInfoChar(&json, ']');
+	return json.data;
+}
+
+static void
+write_dead_letter(const Refusal *refusal)
+{
+	Oid			types[6] = {TEXTOID, INT4OID, BYTEAOID, BYTEAOID, TIMESTAMPTZOID, TEXTOID};
+	Datum		values[6];
+	KafkaHeader headers[3];
+	char		event_id[37];
+	ReadBatch  *batch = relay.first;
+	OutboxRow  *row;
+	int			n;
+
+	while (refusal->number >= batch->first + batch->outbox.nrows)
+		batch = batch->next;
+	row = &batch->outbox.rows[refusal->number - batch->first];
+	n = row_headers(batch, row, event_id, headers);
+	values[0] = CStringGetTextDatum(refusal->error);
+	values[1] = Int32GetDatum(relay.log_id);
+	/* text and bytea are the same inside */
+	values[2] = PointerGetDatum(cstring_to_text_with_len(row->user_id, row->user_id_len));
+	values[3] = PointerGetDatum(cstring_to_text_with_len(row->value, row->value_len));
+	values[4] = TimestampTzGetDatum(row->tracked_at);
+	values[5] = CStringGetTextDatum(headers_json(headers, n));
+	if (SPI_execute_with_args("INSERT INTO evstream.dead_letters (reason, detail, log_id, record_key,"
+							  " record_value, record_timestamp, record_headers)"
+							  " VALUES ('refused', $1, $2, $3, $4, $5, $6::pg_catalog.jsonb)",
+							  6, types, values, NULL, false, 0) != SPI_OK_INSERT)
+		elog(ERROR, "could not write dead letter");
+}
+
+typedef struct RecordUnit
+{
+	OutboxPosition position;
+	int			ndead;
+} RecordUnit;
+
+static void
+record_unit(void *arg)
+{
+	RecordUnit *unit = arg;
+
+	unit->ndead = 0;
+	if (GetCurrentTimestamp() >= relay.look_due)
+		look_at_log();
+	/* Offsets of another incarnation would say nothing. */
+	if (relay.topic_moved)
+		return;
+	for (int i = 0; i < relay.nrefusals; i++)
+	{
+		if (relay.refusals[i].number >= relay.delivered)
+			continue;
+		write_dead_letter(&relay.refusals[i]);
+		unit->ndead++;
+	}
+	outbox_relay_advance(&unit->position, relay.log_id, relay.next_offsets, relay.nparts);
+}
+
+/*
+ * Records what was delivered, if that is due, or if it is all; false if it
+ * could not be.
+ */
+static bool
+record(TimestampTz now, bool at_once)
+{
+	RecordUnit	unit;
+	int			kept = 0;
+
+	unit.position = delivered_position();
+	if (outbox_position_cmp(&unit.position, &relay.recorded_at) == 0)
+		return true;
+	if (!at_once && relay.delivered < relay.read && now < relay.record_due &&
+		relay.delivered - relay.recorded < RECORD_ROWS)
+		return true;
+	if (!worker_run("recording what was delivered", record_unit, &unit, NULL))
+		return false;
+	now = GetCurrentTimestamp();
+	if (now >= relay.look_due)
+		relay.look_due = now + LOOK_US;
+	if (relay.topic_moved)
+		return true;
+
+	status_count(relay.delivered - relay.recorded, 1);
+	status_dead_letters_add(MyDatabaseId, unit.ndead);
+	for (int i = 0; i < relay.nrefusals; i++)
+	{
+		if (relay.refusals[i].number >= relay.delivered)
+			relay.refusals[kept++] = relay.refusals[i];
+	}
+	relay.nrefusals = kept;
+	relay.recorded = relay.delivered;
+	relay.recorded_at = unit.position;
+	relay.record_due = now + RECORD_US;
+	while (relay.first != NULL &&
+		   relay.recorded >= relay.first->first + relay.first->outbox.nrows)
+		free_first();
+	return true;
+}
+
+/* ---- the loop ---- */
+
+static void
+restored_unit(void *arg)
+{
+	*(bool *) arg = batch_is_restored();
+}
+
+/* What waits in a restored database is not sent before it is released. */
+static void
+wait_while_restored(void)
+{
+	for (;;)
+	{
+		bool		restored = false;
+
+		if (!worker_run("looking whether the database was restored", restored_unit, &restored, NULL))
+		{
+			worker_backoff();
+			continue;
+		}
+		if (!restored)
+			return;
+		status_state("paused");
+		worker_wait(-1, IDLE_MS);
+	}
+}
+
+static long
+time_to_wait(TimestampTz now)
+{
+	TimestampTz until = now + IDLE_MS * INT64CONST(1000);
+
+	if (relay.delivered > relay.recorded)
+		until = Min(until, relay.record_due);
+	if (may_read())
+		until = Min(until, relay.read_due);
+	return until <= now ? 0 : (long) ((until - now + 999) / 1000);
+}
+
+static bool
+single_is_done(void)
+{
+	return relay.single && relay.recorded == relay.read &&
+		outbox_position_cmp(&relay.read_at, &relay.single_end) >= 0;
+}
+
+void
+evstream_relay_main(Datum main_arg)
+{
+	TimestampTz now;
+
+	worker_begin(main_arg, ROLE_RELAY);
+	before_shmem_exit(close_at_exit, 0);
+	on_proc_exit(leave_at_exit, 0);
+	relay.produce_context = AllocSetContextCreate(TopMemoryContext, "evstream relay records",
+												  ALLOCSET_DEFAULT_SIZES);
+	relay.retry_ms = RETRY_FIRST_MS;
+	relay.topic = MemoryContextStrdup(TopMemoryContext, setting_kafka_topic);
+
+	wait_while_restored();
+	begin_again();
+
+	for (;;)
+	{
+		poll_client();
+		now = GetCurrentTimestamp();
+		take_deliveries(now);
+		check_health(now);
+		if (!record(now, relay.broken))
+		{
+			worker_backoff();
+			continue;
+		}
+		if (relay.broken)
+		{
+			wait_to_retry();
+			begin_again();
+			continue;
+		}
+		if (relay.topic_moved)
+		{
+			ereport(LOG, (errmsg("Kafka topic \"%s\" was made again, events that were not consumed are sent again",
+								 relay.topic)));
+			begin_again();
+			continue;
+		}
+		if (single_is_done())
+		{
+			relay.single = false;
+			begin_again();
+			continue;
+		}
+		produce();
+		if (may_read() && now >= relay.read_due)
+		{
+			status_state("running");
+			read_outbox();
+			continue;
+		}
+		if (relay.read == relay.recorded)
+			status_state("idle");
+		if (relay.broken)
+			continue;
+		worker_wait(kafka_fd(relay.client), time_to_wait(now));
+		relay.look = true;
+	}
+}
