@@ -99,20 +99,57 @@ SELECT pg_temp.track_shapes();
 SELECT evstream_wait('60 s');
 SELECT event_type, length(item_id) AS item, length(properties ->> 'item_id') AS property FROM result ORDER BY log_offset;
 
--- Users and amounts.
-TRUNCATE shapes;
-INSERT INTO shapes (event)
-SELECT jsonb_build_object('user_id', 'u', 'event', 'amount', 'amount', a) FROM unnest(ARRAY['1', '"1"', '12.340', '"-12.340"', '-0', '0.0', '1e3', '"1E-3"', '"1e+3"',
+-- Users, amounts and times: what is taken, and the reason of what is not.
+CREATE FUNCTION pg_temp.track_cases(field text, cases jsonb[]) RETURNS bigint LANGUAGE sql AS $$
+	TRUNCATE shapes;
+	INSERT INTO shapes (event)
+	SELECT '{"user_id": "u", "event": "case"}' || jsonb_build_object('nth', c.n, 'given', c.given::text, field, c.given)
+	FROM unnest(cases) WITH ORDINALITY c (given, n);
+	SELECT pg_temp.track_shapes();
+$$;
+CREATE TEMPORARY VIEW outcome AS
+	SELECT (r.properties ->> 'nth')::int AS nth, r.properties ->> 'given' AS given, r.user_id, r.amount, r.occurred_at, r.event_id, NULL AS refused, NULL AS detail
+	FROM result r
+	UNION ALL
+	SELECT (v.value ->> 'nth')::int, v.value ->> 'given', NULL, NULL, NULL, NULL, d.reason, d.detail
+	FROM evstream_dead_letters d, mark m, LATERAL (SELECT convert_from(d.record_value, 'UTF8')::jsonb AS value) v
+	WHERE d.received_at > m.since;
+SELECT pg_temp.track_cases('user_id', ARRAY['0', '-17', '12345678901234567890123', '"  "', '"ü"', '"a\"b\\c\n"', '"\u0001"', '1.0', '1e2', '1.5', '""', 'false', '[]', 'null']::jsonb[]);
+SELECT evstream_wait('60 s');
+SELECT given, user_id, refused, detail FROM outcome ORDER BY nth;
+SELECT pg_temp.track_cases('amount', ARRAY['1', '"1"', '12.340', '"-12.340"', '-0', '0.0', '1e3', '"1E-3"', '"1e+3"',
 	'99999999999999999999.9999999999', '"-99999999999999999999.9999999999"', '0.0000000001', '0.00000000004', '0.00000000005', '99999999999999999999.99999999999', '100000000000000000000',
-	'"+1"', '" 1"', '"1 "', '".5"', '"1."', '"01"', '"0x10"', '"1,5"', '"NaN"', '"Infinity"', '""', '"1_000"', 'true', '[1]', '{}']::jsonb[]) a
-UNION ALL
-SELECT jsonb_build_object('event', 'user', 'user_id', u) FROM unnest(ARRAY['0', '-17', '12345678901234567890123', '"  "', '"ü"', '"a\"b\\c\n"', '1.0', '1.5', '"\u0001"', '""', 'false', '[]', 'null']::jsonb[]) u;
+	'null', '"+1"', '" 1"', '"1 "', '".5"', '"1."', '"01"', '"0x10"', '"1,5"', '"NaN"', '"Infinity"', '""', '"1_000"', 'true', '[1]', '{}']::jsonb[]);
+SELECT evstream_wait('60 s');
+SELECT given, amount, refused FROM outcome ORDER BY nth;
+SELECT pg_temp.track_cases('timestamp', ARRAY['"2026-01-02T03:04:05Z"', '"2026-01-02T03:04:05"', '"2026-01-02 03:04:05"', '"2026-01-02t03:04:05z"', '"2026-01-02T03:04:05.5Z"', '"2026-01-02T03:04:05.123456789Z"',
+	'"2026-01-02T03:04:05.999999999Z"', '"2026-01-01T23:30:00-01:30"', '"2026-01-02T00:30:00+05:45"', '"2026-01-02T00:30:00+0545"', '"2026-01-02T00:30:00+05"', '"2024-02-29T00:00:00Z"', '"2016-12-31T23:59:60Z"',
+	'"0001-01-01T00:00:00Z"', '0', '1767323045', '1767323045.5', '1767323045123', '1767323045123.25', '-86400', '100000000000', '1.767323045e9', '-62135596800',
+	'null', '"2026-01-02"', '"2026-01-02T03:04Z"', '"2025-02-29T00:00:00Z"', '"2026-13-01T00:00:00Z"', '"2026-01-02T24:00:00Z"', '"2026-01-02T03:04:05+16:00"', '"2026-01-02T03:04:05 Europe/Berlin"', '"1767323045"',
+	'"yesterday"', '""', '"0000-01-01T00:00:00Z"', '"9999-12-31T23:59:59Z"', '"2026-01-02T03:04:05,5Z"', '-62135596801', '4e9', '4e12', '1e20', 'true', '{}']::jsonb[]);
+SELECT evstream_wait('60 s');
+SELECT given, occurred_at, refused FROM outcome ORDER BY nth;
+SELECT pg_temp.track_cases('event_id', ARRAY['"0190F5C2-7A0E-7CC1-B2A4-8D2F2F0C9A12"', '"order-4711 y"', '"ü"', 'null', to_jsonb(repeat('ü', 255)), to_jsonb(repeat('x', 256)), '""', '17', 'true', '[]']::jsonb[]);
+SELECT evstream_wait('60 s');
+SELECT left(given, 40) AS given, event_id = evstream_event_id(given::jsonb #>> '{}') AS as_given, refused FROM outcome ORDER BY nth;
+
+-- An id counts once: within a call, and across calls, whatever else is in the event.
+TRUNCATE shapes;
+INSERT INTO shapes (event) VALUES
+	('{"user_id": "first", "event": "once", "event_id": "order-4711 z", "timestamp": "2026-01-02T00:00:00Z"}'),
+	('{"user_id": "second", "event": "once", "messageId": "order-4711 z"}'),
+	('{"user_id": "second", "event": "once", "event_id": "0190f5c2-7a0e-7cc1-b2a4-8d2f2f0c9a13"}'),
+	('{"user_id": "third", "event": "once", "event_id": "0190F5C2-7A0E-7CC1-B2A4-8D2F2F0C9A13"}');
 SELECT pg_temp.track_shapes();
 SELECT evstream_wait('60 s');
-SELECT s.event -> 'amount' AS given, r.amount, d.reason
-FROM shapes s
-	LEFT JOIN LATERAL (SELECT row_number() OVER (ORDER BY n) AS nth FROM shapes) x ON false
-	LEFT JOIN (SELECT event, row_number() OVER (ORDER BY n) AS n FROM shapes) o ON false
-	LEFT JOIN evstream_dead_letters d ON convert_from(d.record_value, 'UTF8')::jsonb = s.event
-	LEFT JOIN result r ON false
-WHERE s.event ->> 'event' = 'amount' ORDER BY s.n;
+SELECT user_id, event_type, occurred_at FROM result ORDER BY log_offset;
+UPDATE shapes SET event = event || '{"user_id": "again", "timestamp": "2026-01-05T00:00:00Z"}';
+SELECT pg_temp.track_shapes();
+SELECT evstream_track('again', 'once', event_id => evstream_event_id('order-4711 z')) = evstream_event_id('order-4711 z') AS given;
+SELECT evstream_wait('60 s');
+SELECT count(*) FROM result;
+SELECT user_id, event_type, event_count FROM evstream_daily_counts WHERE event_type = 'once' ORDER BY user_id;
+
+-- The same as columns and as topic, partition and offset.
+SELECT DISTINCT topic, log_partition FROM evstream_events;
+SELECT count(*) = count(DISTINCT log_offset) AS offsets FROM evstream_events;

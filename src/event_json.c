@@ -16,6 +16,9 @@
 #define NUMERIC_INT_MAX			131072
 #define NUMERIC_FRACTION_MAX	16383
 
+/* Zeros that the exponents of all numbers of a value may stand for */
+#define EXPONENT_ZEROS_MAX	1000000
+
 /* ---------------------------------------------------------------- scanner */
 
 static bool
@@ -47,6 +50,7 @@ event_json_start(JsonScan *scan, const char *data, size_t len, int max_depth)
 		max_depth : JSON_DEPTH_LIMIT;
 	scan->bad_text = false;
 	scan->bad_number = false;
+	scan->zeros = 0;
 	scan->error = JSON_FINE;
 	scan->message = NULL;
 }
@@ -403,6 +407,14 @@ scan_number(JsonScan *scan, bool *unholdable)
 	 */
 	*unholdable = (int64_t) number.int_len + number.exponent > NUMERIC_INT_MAX ||
 		(int64_t) number.fraction_len - number.exponent > NUMERIC_FRACTION_MAX;
+
+	/*
+	 * Written out again, as text, a number has all its zeros: a few thousand
+	 * of 1e131071 could be stored and never be dumped.
+	 */
+	if (!*unholdable)
+		scan->zeros += number.exponent < 0 ? -number.exponent : number.exponent;
+	*unholdable |= scan->zeros > EXPONENT_ZEROS_MAX;
 	scan->bad_number |= *unholdable;
 	return true;
 }

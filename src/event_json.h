@@ -52,6 +52,7 @@ typedef struct JsonScan
 	int			max_depth;		/* at most JSON_DEPTH_LIMIT */
 	bool		bad_text;		/* some string so far holds no valid text */
 	bool		bad_number;		/* some number so far is unholdable */
+	int64_t		zeros;			/* that exponents so far stand for */
 	JsonError	error;
 	const char *message;		/* where error is JSON_SYNTAX; static */
 } JsonScan;

@@ -83,6 +83,8 @@ static const char *const pointers[] = {
 	"ssl_certificate", "ssl_engine_callback_data", "ssl_key",
 };
 
+static char *message(const char *format,...) __attribute__((format(printf, 1, 2)));
+
 static char *
 message(const char *format,...)
 {

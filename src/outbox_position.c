@@ -125,10 +125,12 @@ relayed_position(void)
 	"SELECT r.seq, r.tick, r.xid, r.id FROM evstream.relay_log r" \
 	" WHERE NOT EXISTS (SELECT FROM pg_catalog.unnest(r.next_offsets) WITH ORDINALITY AS o (next, n)" \
 	"   WHERE o.next > 0 AND o.next > GREATEST(0," \
-	"     (SELECT max(b.to_offset) FROM evstream.batch_log b" \
-	"       WHERE b.log_id = r.log_id AND b.log_partition = o.n - 1)," \
-	"     (SELECT pg_catalog.upper(p.consumed) FROM evstream.partitions p" \
-	"       WHERE p.log_id = r.log_id AND p.log_partition = o.n - 1)))"
+	"     (SELECT GREATEST(pg_catalog.upper(p.consumed), (SELECT max(newest.to_offset)" \
+	"         FROM pg_catalog.generate_series(0, p.generation) g," \
+	"         LATERAL (SELECT b.to_offset FROM evstream.batch_log b WHERE b.log_id = p.log_id" \
+	"           AND b.log_partition = p.log_partition AND b.generation = g" \
+	"           ORDER BY b.from_offset DESC LIMIT 1) newest))" \
+	"       FROM evstream.partitions p WHERE p.log_id = r.log_id AND p.log_partition = o.n - 1)))"
 
 static OutboxPosition
 relayed_and_stored_position(void)

@@ -16,8 +16,6 @@
  */
 #include "postgres.h"
 
-#include <unistd.h>
-
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "common/base64.h"
@@ -35,13 +33,11 @@
 #include "event.h"
 #include "kafka.h"
 #include "outbox.h"
+#include "relay.h"
 #include "settings.h"
 #include "status.h"
 #include "worker.h"
 
-/* In flight: read and not yet recorded as delivered */
-#define FLIGHT_ROWS			65536	/* a power of two */
-#define FLIGHT_BYTES		((Size) 32 * 1024 * 1024)
 #define READ_ROWS			10000
 #define READ_BYTES			((Size) 8 * 1024 * 1024)
 
@@ -52,283 +48,11 @@
 #define IDLE_MS				1000
 /* Is the topic still the one that it was? */
 #define LOOK_US				(2 * USECS_PER_SEC)
-#define SILENCE_US			(10 * USECS_PER_SEC)
-
-/* A question to a broker holds up a SIGTERM for at most so long */
-#define ASK_MS				500
-#define CLOSE_MS			500
-#define RETRY_FIRST_MS		200
-#define RETRY_LAST_MS		10000
+#define SINGLY_AGAIN_US		(10 * SECS_PER_MINUTE * USECS_PER_SEC)
 
 PGDLLEXPORT void evstream_relay_main(Datum main_arg);
 
-typedef enum FlightState
-{
-	FLIGHT_PENDING,
-	FLIGHT_DELIVERED,
-	FLIGHT_REFUSED
-} FlightState;
-
-/* Rows that were read together, in memory of their own. */
-typedef struct ReadBatch
-{
-	struct ReadBatch *next;
-	MemoryContext context;
-	OutboxBatch outbox;
-	int64		tick;			/* of its rows */
-	uint64		first;			/* number of its first row */
-	Size		bytes;
-} ReadBatch;
-
-typedef struct Refusal
-{
-	uint64		number;
-	char		error[sizeof(((KafkaDelivery *) 0)->error)];
-} Refusal;
-
-typedef struct Relay
-{
-	KafkaClient *client;
-	char	   *topic;
-	char		cluster[128];
-	int32		log_id;
-	pg_uuid_t	origin;
-	bool		single;			/* one record in a batch */
-	OutboxPosition single_end;	/* batches again behind it */
-	long		retry_ms;		/* before the next client is opened */
-
-	/* numbers of rows: recorded <= delivered <= produced <= read */
-	uint64		recorded;
-	uint64		delivered;		/* all rows before it are */
-	uint64		produced;
-	uint64		read;
-	Size		bytes;			/* of the batches in the list */
-	uint8		states[FLIGHT_ROWS];	/* FlightState, by number */
-	ReadBatch  *first;
-	ReadBatch  *last;
-	ReadBatch  *producing;		/* where the next row to produce is */
-	Refusal    *refusals;		/* in no order */
-	int			nrefusals;
-	int			refusals_size;
-
-	OutboxPosition read_at;
-	OutboxPosition recorded_at;
-	int64	   *next_offsets;	/* by partition, 0 = nothing delivered */
-	int			nparts;
-
-	TimestampTz record_due;
-	TimestampTz read_due;
-	TimestampTz look_due;
-	TimestampTz progress_at;	/* last delivery, or since when there is any to wait for */
-	bool		look;			/* there may be something to read */
-	bool		broken;			/* begin again from the recorded position */
-	bool		topic_moved;	/* it is another log now */
-	MemoryContext produce_context;
-} Relay;
-
-static Relay relay;
-
-/* ---- problems ---- */
-
-static void
-problem(StatusLevel level, const char *code, const char *message, const char *hint)
-{
-	status_state("waiting");
-	status_problem(COMPONENT_KAFKA, level, code, message, hint);
-}
-
-static void
-problem_over(void)
-{
-	status_problem(COMPONENT_KAFKA, LEVEL_OK, "", NULL, NULL);
-}
-
-static void
-problem_of(KafkaStatus status, const char *error)
-{
-	char		message[KAFKA_ERROR_SIZE + 64];
-
-	if (status == KAFKA_DENIED)
-	{
-		snprintf(message, sizeof(message), "Kafka denies access: %s", error);
-		problem(LEVEL_DEGRADED, "denied", message,
-				"Tracked events wait in the outbox. Check the secrets file, evstream.kafka_options and the access rules of the brokers.");
-	}
-	else if (status == KAFKA_AWAY)
-	{
-		snprintf(message, sizeof(message), "could not reach Kafka: %s", error);
-		problem(LEVEL_DEGRADED, "away", message,
-				"Tracking goes on, and events wait in the outbox. Check the brokers and the setting evstream.kafka_brokers.");
-	}
-	else
-	{
-		snprintf(message, sizeof(message), "could not send to Kafka: %s", error);
-		problem(LEVEL_DEGRADED, "failed", message,
-				"Tracked events wait in the outbox, and it is tried again.");
-	}
-}
-
-/* What the client itself knows, and what its silence tells. */
-static void
-check_health(TimestampTz now)
-{
-	KafkaStatus status = kafka_health(relay.client);
-	char		message[128];
-
-	if (status == KAFKA_FATAL)
-		relay.broken = true;
-	else if (status != KAFKA_OK)
-		problem_of(status, kafka_error(relay.client));
-	else if (relay.produced > relay.delivered && now - relay.progress_at > SILENCE_US)
-	{
-		snprintf(message, sizeof(message), "no answer to what was sent %d seconds ago",
-				 (int) ((now - relay.progress_at) / USECS_PER_SEC));
-		problem_of(KAFKA_AWAY, message);
-	}
-	else
-		problem_over();
-}
-
-/* ---- the client ---- */
-
-static void
-log_line(int level, const char *text, void *arg)
-{
-	if (message_level_is_interesting(DEBUG1))
-		ereport(DEBUG1, (errmsg_internal("librdkafka: %s", text)));
-}
-
-/* No interrupt may end the process inside of the library. */
-static void
-poll_client(void)
-{
-	HOLD_INTERRUPTS();
-	kafka_poll(relay.client, log_line, NULL);
-	RESUME_INTERRUPTS();
-}
-
-static void
-close_client(void)
-{
-	KafkaClient *client = relay.client;
-
-	relay.client = NULL;
-	kafka_close(client, CLOSE_MS);
-}
-
-static void
-close_at_exit(int code, Datum arg)
-{
-	close_client();
-}
-
-/* The library's own exit handlers must not run beside its threads. */
-static void
-leave_at_exit(int code, Datum arg)
-{
-	if (kafka_unfinished() > 0)
-		_exit(code);
-}
-
-/* Waits a delay that grows with each call until something was delivered. */
-static void
-wait_to_retry(void)
-{
-	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), relay.retry_ms);
-	int64		left = relay.retry_ms;
-
-	status_state("waiting");
-	/* Commits set the latch often: they do not make it shorter. */
-	while (left > 0)
-	{
-		worker_wait(relay.client != NULL ? kafka_fd(relay.client) : -1, left);
-		if (relay.client != NULL)
-			poll_client();
-		left = (end - GetCurrentTimestamp() + 999) / 1000;
-	}
-	relay.retry_ms = Min(2 * relay.retry_ms, RETRY_LAST_MS);
-}
-
-static void
-open_client(void)
-{
-	static bool warned = false;
-
-	while (relay.client == NULL)
-	{
-		KafkaConf	conf = {0};
-		char		error[KAFKA_ERROR_SIZE] = "";
-		const char *warning;
-
-		MemoryContextReset(relay.produce_context);
-		MemoryContextSwitchTo(relay.produce_context);
-		setting_kafka_conf(&conf, "evstream-relay");
-		conf.single_records = relay.single;
-		MemoryContextSwitchTo(TopMemoryContext);
-
-		warning = kafka_version_warning(&conf);
-		if (warning != NULL && !warned)
-			ereport(WARNING,
-					(errmsg("%s", warning),
-					 errhint("Use SASL mechanism PLAIN over TLS, or a newer librdkafka.")));
-		warned = true;
-
-		relay.client = kafka_producer_open(&conf, error);
-		if (relay.client == NULL)
-		{
-			problem(LEVEL_DEGRADED, "configuration", error,
-					"Tracked events wait in the outbox. Check the settings evstream.kafka_* and the secrets file.");
-			wait_to_retry();
-		}
-	}
-}
-
-/* Waits until the topic exists, and makes it where it does not. */
-static void
-ensure_topic(void)
-{
-	for (;;)
-	{
-		KafkaStatus status;
-		int			nparts = 0;
-
-		status = kafka_topic_partitions(relay.client, relay.topic, ASK_MS, &nparts);
-		poll_client();
-		worker_check();
-		if (status == KAFKA_OK)
-			status = kafka_cluster_id(relay.client, ASK_MS, relay.cluster, sizeof(relay.cluster));
-		else if (status == KAFKA_UNKNOWN_TOPIC)
-		{
-			status = kafka_topic_create(relay.client, relay.topic, setting_kafka_partitions, ASK_MS);
-			if (status == KAFKA_OK)
-			{
-				ereport(LOG, (errmsg("created Kafka topic \"%s\" with %d partitions",
-									 relay.topic, setting_kafka_partitions)));
-				status = KAFKA_UNKNOWN_TOPIC;	/* until it can be seen */
-			}
-			else if (status != KAFKA_AWAY)
-			{
-				char		message[KAFKA_ERROR_SIZE + 128];
-
-				snprintf(message, sizeof(message), "Kafka topic \"%s\" does not exist: %s",
-						 relay.topic, kafka_error(relay.client));
-				problem(LEVEL_DEGRADED, "no_topic", message,
-						"Tracked events wait in the outbox. Create the topic, or allow evstream to do so.");
-				wait_to_retry();
-				continue;
-			}
-		}
-		if (status == KAFKA_OK)
-			return;
-		if (status == KAFKA_UNKNOWN_TOPIC)
-		{
-			worker_wait(-1, 100);
-			continue;
-		}
-		problem_of(status, kafka_error(relay.client));
-		wait_to_retry();
-	}
-}
+Relay relay;
 
 /* ---- positions ---- */
 
@@ -358,7 +82,7 @@ static void
 begin_again(void)
 {
 	if (relay.client != NULL)
-		close_client();
+		relay_client_close();
 	while (relay.first != NULL)
 		free_first();
 	relay.producing = NULL;
@@ -366,12 +90,11 @@ begin_again(void)
 	relay.recorded = relay.delivered = relay.produced = relay.read;
 	relay.broken = relay.topic_moved = false;
 
-	open_client();
-	ensure_topic();
+	relay_client_open();
 	while (!worker_run("reading the relay's position", load_unit, NULL, NULL))
 		worker_backoff();
 	relay.nparts = 0;			/* what is recorded stays */
-	relay.read_at = relay.recorded_at;
+	relay.read_at = relay.done_at = relay.recorded_at;
 	relay.look = true;
 	relay.read_due = relay.record_due = 0;
 	relay.look_due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_US / 1000);
@@ -388,7 +111,7 @@ begin_again(void)
 static OutboxPosition
 delivered_position(void)
 {
-	OutboxPosition position = relay.recorded_at;
+	OutboxPosition position = relay.done_at;
 
 	for (ReadBatch *batch = relay.first; batch != NULL; batch = batch->next)
 	{
@@ -492,7 +215,7 @@ read_outbox(void)
 		if (relay.last != NULL)
 			relay.last->outbox.after = relay.read_at;
 		else
-			relay.recorded_at = relay.read_at;
+			relay.done_at = relay.read_at;
 		MemoryContextDelete(context);
 		return;
 	}
@@ -516,20 +239,30 @@ read_outbox(void)
 
 /* ---- producing ---- */
 
+/* A batch was refused: any of its records may be the cause. */
+static void
+send_singly(const char *error)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (relay.broken)
+		return;
+	relay.broken = true;
+	relay.single = true;
+	relay.single_end = relay.read_at;
+	/* A topic with a small max.message.bytes would refuse batch after batch. */
+	if (relay.single_since != 0 && now < relay.single_since + SINGLY_AGAIN_US)
+		relay.single_end.tick = PG_INT64_MAX;
+	else
+		ereport(LOG,
+				(errmsg("Kafka refused a batch of records, which are sent again one by one: %s", error)));
+	relay.single_since = now;
+}
+
+/* The broker does not take this row, by itself. */
 static void
 refuse(uint64 number, const char *error)
 {
-	if (!relay.single)
-	{
-		/* Any record of its batch may be the cause. */
-		if (!relay.broken)
-			ereport(LOG,
-					(errmsg("Kafka refused a batch of records, which are sent again one by one: %s", error)));
-		relay.single = true;
-		relay.single_end = relay.read_at;
-		relay.broken = true;
-		return;
-	}
 	if (relay.nrefusals == relay.refusals_size)
 	{
 		relay.refusals_size = Max(16, 2 * relay.refusals_size);
@@ -597,13 +330,9 @@ produce(void)
 		if (status == KAFKA_QUEUE_FULL)
 			break;
 		if (status == KAFKA_REFUSED)
-			refuse(relay.produced, kafka_error(relay.client));
+			refuse(relay.produced, kafka_error(relay.client));	/* alone */
 		else if (status != KAFKA_OK)
-		{
-			if (status != KAFKA_UNKNOWN_TOPIC && status != KAFKA_FATAL)
-				problem_of(status, kafka_error(relay.client));
-			relay.broken = true;
-		}
+			relay_client_broken(status, kafka_error(relay.client));
 		if (relay.broken)
 			break;
 		relay.produced++;
@@ -614,7 +343,7 @@ produce(void)
 		}
 		/* A long batch must not keep delivery reports waiting. */
 		if (relay.produced % 1000 == 0)
-			poll_client();
+			relay_client_poll();
 	}
 	MemoryContextReset(relay.produce_context);
 	MemoryContextSwitchTo(old);
@@ -661,15 +390,14 @@ take_deliveries(TimestampTz now)
 				relay.states[delivery->tag % FLIGHT_ROWS] = FLIGHT_DELIVERED;
 				note_offset(delivery->partition, delivery->offset);
 				relay.retry_ms = RETRY_FIRST_MS;
+				relay.failing = false;
 			}
-			else if (delivery->status == KAFKA_REFUSED)
+			else if (delivery->status != KAFKA_REFUSED)
+				relay_client_broken(delivery->status, delivery->error);
+			else if (relay.single)
 				refuse(delivery->tag, delivery->error);
-			else if (!relay.broken)
-			{
-				if (delivery->status != KAFKA_UNKNOWN_TOPIC && delivery->status != KAFKA_FATAL)
-					problem_of(delivery->status, delivery->error);
-				relay.broken = true;
-			}
+			else
+				send_singly(delivery->error);
 		}
 	}
 	while (relay.delivered < relay.produced &&
@@ -779,8 +507,10 @@ record(TimestampTz now, bool at_once)
 	if (relay.topic_moved)
 		return true;
 
-	status_count(relay.delivered - relay.recorded, 1);
-	status_dead_letters_add(MyDatabaseId, unit.ndead);
+	if (relay.delivered > relay.recorded)
+		status_count(relay.delivered - relay.recorded, 1);
+	if (unit.ndead > 0)
+		status_dead_letters_add(MyDatabaseId, unit.ndead);
 	for (int i = 0; i < relay.nrefusals; i++)
 	{
 		if (relay.refusals[i].number >= relay.delivered)
@@ -788,7 +518,7 @@ record(TimestampTz now, bool at_once)
 	}
 	relay.nrefusals = kept;
 	relay.recorded = relay.delivered;
-	relay.recorded_at = unit.position;
+	relay.recorded_at = relay.done_at = unit.position;
 	relay.record_due = now + RECORD_US;
 	while (relay.first != NULL &&
 		   relay.recorded >= relay.first->first + relay.first->outbox.nrows)
@@ -849,8 +579,7 @@ evstream_relay_main(Datum main_arg)
 	TimestampTz now;
 
 	worker_begin(main_arg, ROLE_RELAY);
-	before_shmem_exit(close_at_exit, 0);
-	on_proc_exit(leave_at_exit, 0);
+	relay_client_init();
 	relay.produce_context = AllocSetContextCreate(TopMemoryContext, "evstream relay records",
 												  ALLOCSET_DEFAULT_SIZES);
 	relay.retry_ms = RETRY_FIRST_MS;
@@ -861,10 +590,10 @@ evstream_relay_main(Datum main_arg)
 
 	for (;;)
 	{
-		poll_client();
+		relay_client_poll();
 		now = GetCurrentTimestamp();
 		take_deliveries(now);
-		check_health(now);
+		relay_client_health(now);
 		if (!record(now, relay.broken))
 		{
 			worker_backoff();
@@ -872,7 +601,7 @@ evstream_relay_main(Datum main_arg)
 		}
 		if (relay.broken)
 		{
-			wait_to_retry();
+			relay_client_retry();
 			begin_again();
 			continue;
 		}

@@ -487,6 +487,9 @@ static const Case loose[] = {
 	/* numbers that jsonb cannot hold */
 	{E("\"a\":1e400"), UT " properties={\"a\":1e400}"},
 	{E("\"a\":1e131071"), UT " properties={\"a\":1e131071}"},
+	/* each can be held, but not all of them written out as text */
+	{E("\"a\":[1e131071,1e131071,1e131071,1e131071,1e131071,1e131071,1e131071,1e131071]"), "bad_properties"},
+	{E("\"a\":[1e131071,1e131071,1e131071,1e131071,1e131071,1e131071,1e131071]"), UT " properties={\"a\":[1e131071,1e131071,1e131071,1e131071,1e131071,1e131071,1e131071]}"},
 	{E("\"a\":1e131072"), "bad_properties"},
 	{E("\"a\":1e-16383"), UT " properties={\"a\":1e-16383}"},
 	{E("\"a\":1e-16384"), "bad_properties"},
