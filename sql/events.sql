@@ -150,6 +150,6 @@ SELECT evstream_wait('60 s');
 SELECT count(*) FROM result;
 SELECT user_id, event_type, event_count FROM evstream_daily_counts WHERE event_type = 'once' ORDER BY user_id;
 
--- The same as columns and as topic, partition and offset.
-SELECT DISTINCT topic, log_partition FROM evstream_events;
-SELECT count(*) = count(DISTINCT log_offset) AS offsets FROM evstream_events;
+-- Where they were read from: the embedded log.
+SELECT DISTINCT topic, log_partition FROM evstream_events WHERE event_type = 'case';
+SELECT count(*) = count(DISTINCT log_offset) AS offsets FROM evstream_events WHERE event_type = 'case';

@@ -33,11 +33,13 @@
 #include "worker.h"
 
 /* A question to a broker holds up a SIGTERM for at most so long */
-#define ASK_MS				500
+#define ASK_MS				1000
 #define IDLE_MS				1000
 /* New partitions, the mark, and the mirror of our positions */
 #define UPKEEP_US			(INT64CONST(5) * USECS_PER_SEC)
 #define CLOSE_MS			500
+/* A first connection or a slow answer is no outage yet */
+#define AWAY_US				(INT64CONST(5) * USECS_PER_SEC)
 #define MARK_PREFIX			"evstream/"
 
 /* A partition that this worker reads */
@@ -64,32 +66,87 @@ typedef struct KafkaSource
 	KafkaRecord *fetched;
 	int			nfetched;
 	TimestampTz next_upkeep;
+	TimestampTz next_look;		/* at partitions that are lost */
 	char		mark[KAFKA_MARK_SIZE];
 	int64		claim;
-	bool		away;
+	bool		away;			/* the last question had no answer */
+	TimestampTz away_since;
 } KafkaSource;
 
 static KafkaSource source;
 
 /* ---- problems ---- */
 
+/* What can stand at one time, the gravest first: that one is shown */
+typedef enum KafkaProblem
+{
+	PROBLEM_CONFIGURATION,
+	PROBLEM_FOREIGN_MARK,
+	PROBLEM_AWAY,
+	PROBLEM_NO_TOPIC,
+	PROBLEM_GAP,
+	PROBLEM_COUNT
+} KafkaProblem;
+
+static const struct
+{
+	StatusLevel level;
+	const char *code;
+	const char *hint;
+}			problem_kinds[PROBLEM_COUNT] = {
+	[PROBLEM_CONFIGURATION] = {LEVEL_DOWN, "configuration",
+	"Check the settings evstream.kafka_* and the secrets file."},
+	[PROBLEM_FOREIGN_MARK] = {LEVEL_DOWN, "foreign_mark",
+	"If this database is to be the owner, call evstream_take_over(); otherwise set another evstream.kafka_group."},
+	[PROBLEM_AWAY] = {LEVEL_DEGRADED, "away",
+	"Tracking goes on. Check the brokers and the setting evstream.kafka_brokers."},
+	[PROBLEM_NO_TOPIC] = {LEVEL_DEGRADED, "no_topic",
+	"Create it, or correct evstream.kafka_topic or evstream.kafka_read_topics."},
+	[PROBLEM_GAP] = {LEVEL_DEGRADED, "gap",
+	"Raise the topic's retention. evstream_restart() takes this message away."},
+};
+
+static char *problems[PROBLEM_COUNT];
+
+/* Begins or ends (message = NULL) a standing problem. */
+static void
+set_problem(KafkaProblem problem, const char *message)
+{
+	if (message == NULL && problems[problem] == NULL)
+		return;
+	if (problems[problem] != NULL)
+		pfree(problems[problem]);
+	problems[problem] = message == NULL ? NULL : MemoryContextStrdup(TopMemoryContext, message);
+	for (int i = 0; i < PROBLEM_COUNT; i++)
+	{
+		if (problems[i] == NULL)
+			continue;
+		status_problem(COMPONENT_KAFKA, problem_kinds[i].level, problem_kinds[i].code,
+					   problems[i], problem_kinds[i].hint);
+		return;
+	}
+	status_problem(COMPONENT_KAFKA, LEVEL_OK, problem_kinds[problem].code, NULL, NULL);
+}
+
 static void
 away(const char *what)
 {
+	TimestampTz now = GetCurrentTimestamp();
 	char	   *message = psprintf("could not reach Kafka (%s): %s", what, kafka_error(source.client));
 
 	status_state("waiting");
-	status_problem(COMPONENT_KAFKA, LEVEL_DEGRADED, "away", message,
-				   "Tracking goes on. Check the brokers and the setting evstream.kafka_brokers.");
+	if (!source.away)
+		source.away_since = now;
 	source.away = true;
+	if (now - source.away_since >= AWAY_US || kafka_health(source.client) != KAFKA_OK)
+		set_problem(PROBLEM_AWAY, message);
 	pfree(message);
 }
 
 static void
 reached(void)
 {
-	if (source.away)
-		status_problem(COMPONENT_KAFKA, LEVEL_OK, "away", NULL, NULL);
+	set_problem(PROBLEM_AWAY, NULL);
 	source.away = false;
 }
 
@@ -134,14 +191,14 @@ open_client(void)
 		source.client = kafka_consumer_open(&conf, error);
 		if (source.client != NULL)
 		{
+			set_problem(PROBLEM_CONFIGURATION, NULL);
 			warning = kafka_version_warning(&conf);
 			if (warning != NULL)
 				ereport(WARNING,
 						(errmsg("%s", warning)));
 			return;
 		}
-		status_problem(COMPONENT_KAFKA, LEVEL_DOWN, "configuration", error,
-					   "Check the settings evstream.kafka_* and the secrets file.");
+		set_problem(PROBLEM_CONFIGURATION, error);
 		worker_backoff();
 	}
 }
@@ -188,8 +245,7 @@ static void
 foreign(const char *message)
 {
 	status_state("stopped");
-	status_problem(COMPONENT_KAFKA, LEVEL_DOWN, "foreign_mark", message,
-				   "If this database is to be the owner, call evstream_take_over(); otherwise set another evstream.kafka_group.");
+	set_problem(PROBLEM_FOREIGN_MARK, message);
 }
 
 /*
@@ -263,7 +319,7 @@ check_owner(bool claim)
 			return false;
 		}
 	}
-	status_problem(COMPONENT_KAFKA, LEVEL_OK, "foreign_mark", NULL, NULL);
+	set_problem(PROBLEM_FOREIGN_MARK, NULL);
 
 	for (int i = 0; i < source.nparts; i++)
 	{
@@ -566,12 +622,10 @@ find_partitions(bool *changed)
 			if (source.counts[t++] < 0)
 				appendStringInfo(&missing, "%s\"%s\"", missing.len > 0 ? ", " : "", (char *) lfirst(lc));
 		}
-		status_problem(COMPONENT_KAFKA, LEVEL_DEGRADED, "no_topic",
-					   psprintf("Kafka has no topic %s", missing.data),
-					   "Create it, or correct evstream.kafka_topic or evstream.kafka_read_topics.");
+		set_problem(PROBLEM_NO_TOPIC, psprintf("Kafka has no topic %s", missing.data));
 	}
 	else
-		status_problem(COMPONENT_KAFKA, LEVEL_OK, "no_topic", NULL, NULL);
+		set_problem(PROBLEM_NO_TOPIC, NULL);
 	return true;
 }
 
@@ -604,13 +658,15 @@ gap(KafkaPart *part, int64 to)
 	char	   *message = psprintf("records " INT64_FORMAT " to " INT64_FORMAT " of partition %d of topic \"%s\" expired before they were consumed",
 								   part->log.position, to - 1, part->log.partition, part->log.topic);
 
-	status_problem(COMPONENT_KAFKA, LEVEL_DEGRADED, "gap", message,
-				   "Raise the topic's retention. evstream_restart() takes this message away.");
+	set_problem(PROBLEM_GAP, message);
 	pfree(message);
 }
 
-/* Position out of range: find out why.  False: Kafka does not answer. */
-static bool
+/*
+ * Position out of range, or no such partition: find out why.  KAFKA_OK if it can be fetched
+ * again, KAFKA_UNKNOWN_TOPIC if it is not there.
+ */
+static KafkaStatus
 look_at_range(KafkaPart *part)
 {
 	int64		low;
@@ -618,15 +674,14 @@ look_at_range(KafkaPart *part)
 	KafkaStatus status = kafka_watermarks(source.client, part->log.topic, part->log.partition, ASK_MS, &low, &high);
 
 	if (status == KAFKA_UNKNOWN_TOPIC)
-	{
-		(void) worker_wait(-1, IDLE_MS);
-		return false;
-	}
+		return status;
 	if (status != KAFKA_OK)
 	{
 		away("watermarks");
-		return false;
+		return status;
 	}
+	part->fetch_from = part->log.has_last ? part->log.last_offset : part->log.position;
+	part->verify = part->log.has_last;
 	if (high < part->log.position)
 		made_again(part);
 	if (low > part->log.position)
@@ -641,7 +696,7 @@ look_at_range(KafkaPart *part)
 		part->fetch_from = part->log.position;
 		part->verify = false;
 	}
-	return true;
+	return KAFKA_OK;
 }
 
 /* ---- records ---- */
@@ -811,6 +866,7 @@ upkeep(void)
 	bool		changed = false;
 	bool		stopped = false;
 
+	source.next_look = GetCurrentTimestamp() + IDLE_MS * INT64CONST(1000);
 	while (!check_owner(false))
 	{
 		/* Kafka may be away, that is no reason to give the records up */
@@ -829,11 +885,12 @@ upkeep(void)
 			return;
 		if (part->lost)
 		{
-			part->fetch_from = part->log.has_last ? part->log.last_offset : part->log.position;
-			part->verify = part->log.has_last;
-			if (!look_at_range(part))
+			KafkaStatus status = look_at_range(part);
+
+			/* one that is not there must not hold up the others */
+			if (status != KAFKA_OK && status != KAFKA_UNKNOWN_TOPIC)
 				return;
-			moved = true;
+			moved = moved || status == KAFKA_OK;
 		}
 		changed = changed || moved;
 	}
@@ -885,6 +942,7 @@ consumer_kafka_loop(void)
 	for (;;)
 	{
 		int			n = 0;
+		TimestampTz now = GetCurrentTimestamp();
 
 		worker_check();
 		MemoryContextReset(consumer.batch_context);
@@ -892,7 +950,7 @@ consumer_kafka_loop(void)
 
 		if (worker_self.index == 0)
 			(void) consumer_retries();
-		if (GetCurrentTimestamp() >= source.next_upkeep || any_lost())
+		if (now >= source.next_upkeep || (any_lost() && now >= source.next_look))
 		{
 			upkeep();
 			show_lag();
@@ -930,6 +988,8 @@ consumer_kafka_loop(void)
 				source.next_upkeep = 0;
 			status_state("idle");
 		}
+		else if (kafka_health(source.client) == KAFKA_FATAL)
+			worker_restart("Kafka client failed");
 		else
 			away("fetching");
 		(void) worker_wait(kafka_fd(source.client), IDLE_MS);

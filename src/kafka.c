@@ -284,9 +284,18 @@ on_error(rd_kafka_t *rk, int err, const char *reason, void *opaque)
 	if (err == RD_KAFKA_RESP_ERR__FATAL)
 	{
 		rd_kafka_fatal_error(rk, text, sizeof(text));
-		reason = text;
 	}
-	kafka_health_error(client, err, reason);
+	else
+	{
+		char	   *tail;
+
+		/* "(after 0ms in state CONNECT, 1 identical error(s) suppressed)" */
+		snprintf(text, sizeof(text), "%s", reason);
+		tail = strstr(text, " (after ");
+		if (tail != NULL)
+			*tail = '\0';
+	}
+	kafka_health_error(client, err, text);
 }
 
 static void

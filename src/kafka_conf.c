@@ -43,6 +43,7 @@ static const struct
 	{"enable.idempotence", NULL},
 	{"enable.partition.eof", NULL},
 	{"enabled_events", NULL},
+	{"fetch.wait.max.ms", NULL},
 	{"group.id", "evstream.kafka_group"},
 	{"group.instance.id", NULL},
 	{"group.protocol", NULL},
@@ -398,6 +399,8 @@ static const Setting consumer_owned[] = {
 	{"enable.auto.commit", "false"},
 	{"enable.auto.offset.store", "false"},
 	{"enable.partition.eof", "false"},
+	/* a question to the broker waits behind the fetch that was sent before it */
+	{"fetch.wait.max.ms", "200"},
 };
 
 /*

@@ -48,10 +48,14 @@
 
 #define OUTBOX_COLUMNS	"xid, id, event_id, tracked_at, user_id, value, traceparent"
 
+/*
+ * The condition stands outside.  With one in each branch the planner does not
+ * merge the branches by their indexes: it sorts all that waits, for each batch.
+ */
 #define UNION_OF_TABLES(columns, condition) \
-	"SELECT " columns " FROM evstream.outbox_0 WHERE " condition \
-	" UNION ALL SELECT " columns " FROM evstream.outbox_1 WHERE " condition \
-	" UNION ALL SELECT " columns " FROM evstream.outbox_2 WHERE " condition
+	"SELECT " columns " FROM (SELECT " columns " FROM evstream.outbox_0" \
+	" UNION ALL SELECT " columns " FROM evstream.outbox_1" \
+	" UNION ALL SELECT " columns " FROM evstream.outbox_2) o WHERE " condition
 
 /* $1, $2: position; $3: xmin (inclusive); $4: snapshot */
 #define RANGE_CONDITION \
@@ -71,6 +75,18 @@ static bool wake_wanted = false;
 
 PG_FUNCTION_INFO_V1(evstream_outbox_oldest_waiting);
 PG_FUNCTION_INFO_V1(evstream_wait);
+
+/*
+ * The present snapshot without this transaction, which pg_current_snapshot()
+ * takes for a finished one as soon as a later one has finished.
+ */
+#define OTHERS_SNAPSHOT \
+	"SELECT CASE WHEN own < pg_catalog.pg_snapshot_xmax(s) THEN" \
+	"   (pg_catalog.pg_snapshot_xmin(s) || ':' || pg_catalog.pg_snapshot_xmax(s) || ':' ||" \
+	"    (SELECT pg_catalog.string_agg(x::text, ',' ORDER BY x)" \
+	"      FROM (SELECT own AS x UNION SELECT pg_catalog.pg_snapshot_xip(s)) r))::pg_snapshot" \
+	"   ELSE s END" \
+	" FROM pg_catalog.pg_current_snapshot() s, pg_catalog.pg_current_xact_id_if_assigned() own"
 
 /* A pass-by-reference value of the first row, kept beyond the next query. */
 static Datum
@@ -376,7 +392,7 @@ first_waiting(const OutboxPosition *position, Datum snapshot, TimestampTz *track
 	previous = previous_snapshot(&at);
 	if (snapshot == (Datum) 0)
 	{
-		outbox_execute("SELECT pg_catalog.pg_current_snapshot()", 0, NULL, NULL, SPI_OK_SELECT);
+		outbox_execute(OTHERS_SNAPSHOT, 0, NULL, NULL, SPI_OK_SELECT);
 		snapshot = kept_column(0, 1, here);
 	}
 	state.batch = &batch;
@@ -468,7 +484,7 @@ evstream_wait(PG_FUNCTION_ARGS)
 			/* while the xids are of another system, no snapshot says anything */
 			if (snapshot == (Datum) 0 && outbox_is_ours())
 			{
-				outbox_execute("SELECT pg_catalog.pg_current_snapshot()", 0, NULL, NULL, SPI_OK_SELECT);
+				outbox_execute(OTHERS_SNAPSHOT, 0, NULL, NULL, SPI_OK_SELECT);
 				snapshot = kept_column(0, 1, here);
 			}
 			position = outbox_stored_position();

@@ -40,6 +40,7 @@
 #include "outbox.h"
 #include "settings.h"
 #include "sql.h"
+#include "status.h"
 
 #define OUTBOX_TABLES	3
 /* Rows that one statement writes in evstream_track_batch() */
@@ -445,6 +446,7 @@ evstream_track_batch(PG_FUNCTION_ARGS)
 	EventLimits limits;
 	TrackedEvent *tracked;
 	int			ntracked = 0;
+	int			ndead = 0;
 	int64		position = 0;
 	JsonbIterator *it;
 	JsonbIteratorToken token;
@@ -495,7 +497,10 @@ evstream_track_batch(PG_FUNCTION_ARGS)
 		if (reason == EVENT_OK)
 			ntracked++;
 		else if (dead_letters && reason != EVENT_NO_MEMORY)
+		{
 			write_dead_letter(reason, detail, json.data, json.len, now);
+			ndead++;
+		}
 		else
 			refuse_event(reason, detail, position);
 		event_arena_reset(arena);
@@ -504,6 +509,9 @@ evstream_track_batch(PG_FUNCTION_ARGS)
 
 	if (ntracked > 0)
 		write_outbox(tracked, ntracked, now);
+	/* too many after a rollback, as it is an upper bound */
+	if (ndead > 0)
+		status_dead_letters_add(MyDatabaseId, ndead);
 	PG_RETURN_INT64(ntracked);
 }
 
