@@ -226,6 +226,7 @@ SELECT evstream_wait('60 s');
 SELECT day, event_count FROM evstream_daily_summary WHERE user_id = 'zone' ORDER BY day;
 SELECT pg_temp.set_here('evstream.time_zone', NULL);
 CALL pg_temp.restart();
+CALL pg_temp.wait_until($$ time_zone = 'UTC' FROM evstream.state $$);
 SELECT evstream_rebuild('2026-03-28', '2026-03-30') > 0 AS rebuilt;
 SELECT day, event_count FROM evstream_daily_summary WHERE user_id = 'zone' ORDER BY day;
 
@@ -243,6 +244,7 @@ SELECT pg_temp.set_here('evstream.dead_letter_limit', NULL);
 CALL pg_temp.restart();
 
 -- Nothing is behind, and nothing has failed.
+CALL pg_temp.wait_until('count(*) = 1 FROM evstream_lag');
 SELECT topic, log_partition, lag, lag_seconds FROM evstream_lag;
 SELECT role, state IS NOT NULL AS state, errors FROM evstream_workers ORDER BY role;
 

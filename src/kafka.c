@@ -21,21 +21,23 @@
 
 #include "kafka_int.h"
 
-#define PROBE_TIMEOUT_MS	3000
-#define PROBE_PAUSE_MS		1000
+#define PROBE_TIMEOUT_MS 3000
+#define PROBE_PAUSE_MS   1000
+/* A missing right explains time-outs for so long */
+#define DENIED_MS        10000
 
 /* What kafka_close() leaves to a thread. */
 typedef struct Closing
 {
 	pthread_mutex_t lock;
 	pthread_cond_t ended;
-	bool		done;
-	bool		left;			/* nobody waits any more */
+	bool done;
+	bool left; /* nobody waits any more */
 	KafkaClient *client;
 } Closing;
 
 static pthread_mutex_t unfinished_lock = PTHREAD_MUTEX_INITIALIZER;
-static int	unfinished = 0;
+static int unfinished = 0;
 
 static int64_t
 now_ms(void)
@@ -168,6 +170,16 @@ kafka_health_error(KafkaClient *client, rd_kafka_resp_err_t err, const char *tex
 
 	if (client->health == KAFKA_FATAL)
 		return;
+	/*
+	 * A right that is missing: who asked for it gets the answer, or, where the
+	 * library tries again and again, "timed out" in kafka_result().
+	 */
+	if (status == KAFKA_DENIED && err > 0 && err != RD_KAFKA_RESP_ERR_SASL_AUTHENTICATION_FAILED)
+	{
+		client->denied_at_ms = now_ms();
+		snprintf(client->denied_text, sizeof(client->denied_text), "%s", text);
+		return;
+	}
 	if (status == KAFKA_FATAL)
 	{
 		client->health = KAFKA_FATAL;
@@ -193,12 +205,11 @@ probe_send(KafkaClient *client)
 {
 	rd_kafka_ConfigResource_t *resource;
 	rd_kafka_AdminOptions_t *options;
-	char		error[KAFKA_ERROR_SIZE];
+	char error[KAFKA_ERROR_SIZE];
 
 	resource = rd_kafka_ConfigResource_new(RD_KAFKA_RESOURCE_TOPIC, "__consumer_offsets");
 	options = rd_kafka_AdminOptions_new(client->rk, RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS);
-	rd_kafka_AdminOptions_set_request_timeout(options, PROBE_TIMEOUT_MS,
-											  error, sizeof(error));
+	rd_kafka_AdminOptions_set_request_timeout(options, PROBE_TIMEOUT_MS, error, sizeof(error));
 	rd_kafka_DescribeConfigs(client->rk, &resource, 1, options, client->probe_queue);
 	rd_kafka_AdminOptions_destroy(options);
 	rd_kafka_ConfigResource_destroy(resource);
@@ -210,12 +221,11 @@ probe_poll(KafkaClient *client)
 {
 	rd_kafka_event_t *event;
 
-	if (client->health != KAFKA_OK && client->health != KAFKA_FATAL &&
-		!client->probing && now_ms() >= client->probe_after_ms)
+	if (client->health != KAFKA_OK && client->health != KAFKA_FATAL && !client->probing &&
+		now_ms() >= client->probe_after_ms)
 		probe_send(client);
 
-	while (client->probing &&
-		   (event = rd_kafka_queue_poll(client->probe_queue, 0)) != NULL)
+	while (client->probing && (event = rd_kafka_queue_poll(client->probe_queue, 0)) != NULL)
 	{
 		rd_kafka_resp_err_t err = rd_kafka_event_error(event);
 		KafkaStatus status = kafka_classify(err);
@@ -225,7 +235,7 @@ probe_poll(KafkaClient *client)
 		client->probe_after_ms = now_ms() + PROBE_PAUSE_MS;
 		if (status == KAFKA_AWAY)
 			client->confirmed = true;
-		else if (err >= 0)		/* said by a broker, not by the library */
+		else if (err >= 0) /* said by a broker, not by the library */
 			kafka_reached(client);
 	}
 }
@@ -233,8 +243,7 @@ probe_poll(KafkaClient *client)
 KafkaStatus
 kafka_health(KafkaClient *client)
 {
-	if (client->health == KAFKA_OK ||
-		(client->health == KAFKA_AWAY && !client->confirmed))
+	if (client->health == KAFKA_OK || (client->health == KAFKA_AWAY && !client->confirmed))
 		return KAFKA_OK;
 	snprintf(client->error, sizeof(client->error), "%s", client->health_text);
 	return client->health;
@@ -247,8 +256,7 @@ kafka_error(KafkaClient *client)
 }
 
 KafkaStatus
-kafka_result(KafkaClient *client, const char *what, rd_kafka_resp_err_t err,
-			 const char *text)
+kafka_result(KafkaClient *client, const char *what, rd_kafka_resp_err_t err, const char *text)
 {
 	KafkaStatus status = kafka_classify(err);
 
@@ -258,14 +266,22 @@ kafka_result(KafkaClient *client, const char *what, rd_kafka_resp_err_t err,
 		kafka_reached(client);
 		return status;
 	}
+	/* What the connections met is perhaps not yet served. */
+	if (status == KAFKA_AWAY)
+		rd_kafka_poll(client->rk, 0);
 	if (err == RD_KAFKA_RESP_ERR__FATAL)
 		rd_kafka_fatal_error(client->rk, client->error, sizeof(client->error));
 	/* What the broker connections met says more than "timed out". */
-	else if (status == KAFKA_AWAY && client->health != KAFKA_OK &&
-			 client->health_text[0] != '\0')
+	else if (status == KAFKA_AWAY && client->health != KAFKA_OK && client->health_text[0] != '\0')
 	{
 		status = client->health;
 		snprintf(client->error, sizeof(client->error), "%s: %.400s", what, client->health_text);
+	}
+	else if (status == KAFKA_AWAY && client->denied_at_ms != 0 &&
+			 now_ms() - client->denied_at_ms < DENIED_MS)
+	{
+		status = KAFKA_DENIED;
+		snprintf(client->error, sizeof(client->error), "%s: %.400s", what, client->denied_text);
 	}
 	else
 		snprintf(client->error, sizeof(client->error), "%s: %s", what,
@@ -279,7 +295,7 @@ static void
 on_error(rd_kafka_t *rk, int err, const char *reason, void *opaque)
 {
 	KafkaClient *client = opaque;
-	char		text[KAFKA_ERROR_SIZE];
+	char text[KAFKA_ERROR_SIZE];
 
 	if (err == RD_KAFKA_RESP_ERR__FATAL)
 	{
@@ -287,7 +303,7 @@ on_error(rd_kafka_t *rk, int err, const char *reason, void *opaque)
 	}
 	else
 	{
-		char	   *tail;
+		char *tail;
 
 		/* "(after 0ms in state CONNECT, 1 identical error(s) suppressed)" */
 		snprintf(text, sizeof(text), "%s", reason);
@@ -302,7 +318,7 @@ static void
 on_log(const rd_kafka_t *rk, int level, const char *facility, const char *text)
 {
 	KafkaClient *client = rd_kafka_opaque(rk);
-	char		line[1024];
+	char line[1024];
 
 	if (client == NULL || client->hook == NULL)
 		return;
@@ -357,8 +373,8 @@ client_open(const KafkaConf *conf, bool producer, char *error)
 {
 	KafkaClient *client = calloc(1, sizeof(KafkaClient));
 	rd_kafka_conf_t *settings;
-	sigset_t	all;
-	sigset_t	before;
+	sigset_t all;
+	sigset_t before;
 
 	if (client == NULL)
 	{
@@ -389,8 +405,8 @@ client_open(const KafkaConf *conf, bool producer, char *error)
 	/* Its threads must never run a signal handler of the server. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	client->rk = rd_kafka_new(producer ? RD_KAFKA_PRODUCER : RD_KAFKA_CONSUMER,
-							  settings, error, KAFKA_ERROR_SIZE);
+	client->rk = rd_kafka_new(producer ? RD_KAFKA_PRODUCER : RD_KAFKA_CONSUMER, settings, error,
+							  KAFKA_ERROR_SIZE);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (client->rk == NULL)
 	{
@@ -436,8 +452,8 @@ closing_free(Closing *closing)
 static void *
 closing_main(void *arg)
 {
-	Closing    *closing = arg;
-	bool		left;
+	Closing *closing = arg;
+	bool left;
 
 	client_destroy(closing->client);
 	pthread_mutex_lock(&closing->lock);
@@ -458,14 +474,14 @@ closing_main(void *arg)
 void
 kafka_close(KafkaClient *client, int timeout_ms)
 {
-	Closing    *closing;
-	pthread_t	thread;
+	Closing *closing;
+	pthread_t thread;
 	pthread_condattr_t attr;
-	sigset_t	all;
-	sigset_t	before;
+	sigset_t all;
+	sigset_t before;
 	struct timespec until;
-	bool		done;
-	int			rc;
+	bool done;
+	int rc;
 
 	if (client == NULL)
 		return;
@@ -527,7 +543,7 @@ kafka_close(KafkaClient *client, int timeout_ms)
 int
 kafka_unfinished(void)
 {
-	int			n;
+	int n;
 
 	pthread_mutex_lock(&unfinished_lock);
 	n = unfinished;
@@ -544,7 +560,7 @@ kafka_fd(KafkaClient *client)
 void
 kafka_poll(KafkaClient *client, KafkaLogHook hook, void *arg)
 {
-	char		junk[256];
+	char junk[256];
 
 	while (read(client->fds[0], junk, sizeof(junk)) == (ssize_t) sizeof(junk))
 		;

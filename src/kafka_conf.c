@@ -16,18 +16,17 @@
 #include "kafka_int.h"
 
 /* A record's key, headers and frame, on top of the largest event. */
-#define MESSAGE_OVERHEAD		(64 * 1024)
-#define DEFAULT_QUEUE_BYTES		((size_t) 64 * 1024 * 1024)
-#define DEFAULT_EVENT_BYTES		((size_t) 1024 * 1024)
-#define MIN_QUEUE_KBYTES		1024
+#define MESSAGE_OVERHEAD    (64 * 1024)
+#define DEFAULT_QUEUE_BYTES ((size_t) 64 * 1024 * 1024)
+#define DEFAULT_EVENT_BYTES ((size_t) 1024 * 1024)
+#define MIN_QUEUE_KBYTES    1024
 
 /* Correctness hangs on these, or they are settings of evstream's own. */
 static const struct
 {
 	const char *key;
-	const char *instead;		/* the setting to use, or NULL */
-}			owned[] =
-{
+	const char *instead; /* the setting to use, or NULL */
+} owned[] = {
 	{"acks", NULL},
 	{"allow.auto.create.topics", NULL},
 	{"auto.commit.enable", NULL},
@@ -68,29 +67,31 @@ static const struct
 
 /* These load code or run commands: a setting must not, the secrets file may. */
 static const char *const file_only[] = {
-	"plugin.library.paths",
-	"sasl.kerberos.keytab",
-	"sasl.kerberos.kinit.cmd",
-	"sasl.kerberos.principal",
-	"sasl.kerberos.service.name",
-	"ssl.engine.id",
-	"ssl.engine.location",
-	"ssl.providers",
+	"plugin.library.paths",       "sasl.kerberos.keytab",
+	"sasl.kerberos.kinit.cmd",    "sasl.kerberos.principal",
+	"sasl.kerberos.service.name", "ssl.engine.id",
+	"ssl.engine.location",        "ssl.providers",
 };
 
 /* Values of these are pointers in disguise. */
 static const char *const pointers[] = {
-	"default_topic_conf", "interceptors", "msg_order_cmp", "opaque", "ssl_ca",
-	"ssl_certificate", "ssl_engine_callback_data", "ssl_key",
+	"default_topic_conf",
+	"interceptors",
+	"msg_order_cmp",
+	"opaque",
+	"ssl_ca",
+	"ssl_certificate",
+	"ssl_engine_callback_data",
+	"ssl_key",
 };
 
-static char *message(const char *format,...) __attribute__((format(printf, 1, 2)));
+static char *message(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 static char *
-message(const char *format,...)
+message(const char *format, ...)
 {
-	va_list		args;
-	char	   *text = malloc(KAFKA_ERROR_SIZE);
+	va_list args;
+	char *text = malloc(KAFKA_ERROR_SIZE);
 
 	if (text == NULL)
 		abort();
@@ -115,10 +116,9 @@ listed(const char *const *list, size_t n, const char *key)
 static bool
 is_pointer(const char *key)
 {
-	size_t		len = strlen(key);
+	size_t len = strlen(key);
 
-	return LISTED(pointers, key) ||
-		(len >= 3 && strcmp(key + len - 3, "_cb") == 0);
+	return LISTED(pointers, key) || (len >= 3 && strcmp(key + len - 3, "_cb") == 0);
 }
 
 /*
@@ -130,12 +130,9 @@ kafka_option_is_secret(const char *key)
 {
 	if (strncmp(key, "sasl.oauthbearer.token.endpoint", 31) == 0)
 		return false;
-	return strcasestr(key, "password") != NULL ||
-		strcasestr(key, "passphrase") != NULL ||
-		strcasestr(key, "secret") != NULL ||
-		strcasestr(key, "token") != NULL ||
-		strcasestr(key, "key.pem") != NULL ||
-		strcmp(key, "sasl.oauthbearer.config") == 0;
+	return strcasestr(key, "password") != NULL || strcasestr(key, "passphrase") != NULL ||
+		   strcasestr(key, "secret") != NULL || strcasestr(key, "token") != NULL ||
+		   strcasestr(key, "key.pem") != NULL || strcmp(key, "sasl.oauthbearer.config") == 0;
 }
 
 /* https://user:password@host, in a property that is no secret by itself. */
@@ -144,7 +141,7 @@ value_has_password(const char *value)
 {
 	for (const char *p = strstr(value, "://"); p != NULL; p = strstr(p, "://"))
 	{
-		size_t		len;
+		size_t len;
 		const char *at;
 		const char *colon;
 
@@ -163,7 +160,7 @@ static char *
 try_set(const char *key, const char *value, bool repeat)
 {
 	rd_kafka_conf_t *scratch = rd_kafka_conf_new();
-	char		error[KAFKA_ERROR_SIZE] = "";
+	char error[KAFKA_ERROR_SIZE] = "";
 	rd_kafka_conf_res_t res;
 
 	res = rd_kafka_conf_set(scratch, key, value, error, sizeof(error));
@@ -185,8 +182,8 @@ check_owned(const char *key)
 		if (strcmp(owned[i].key, key) != 0)
 			continue;
 		if (owned[i].instead != NULL)
-			return message("librdkafka property \"%s\" is set by evstream itself, from \"%s\"",
-						   key, owned[i].instead);
+			return message("librdkafka property \"%s\" is set by evstream itself, from \"%s\"", key,
+						   owned[i].instead);
 		return message("librdkafka property \"%s\" is set by evstream itself", key);
 	}
 	if (is_pointer(key))
@@ -197,15 +194,17 @@ check_owned(const char *key)
 static char *
 check_option(const char *key, const char *value)
 {
-	char	   *error = check_owned(key);
+	char *error = check_owned(key);
 
 	if (error != NULL)
 		return error;
 	if (kafka_option_is_secret(key) || value_has_password(value))
-		return message("librdkafka property \"%s\" is a secret: it belongs into the file named by \"evstream.secrets_file\"",
+		return message("librdkafka property \"%s\" is a secret: it belongs into the file named by "
+					   "\"evstream.secrets_file\"",
 					   key);
 	if (LISTED(file_only, key))
-		return message("librdkafka property \"%s\" is accepted only in the file named by \"evstream.secrets_file\"",
+		return message("librdkafka property \"%s\" is accepted only in the file named by "
+					   "\"evstream.secrets_file\"",
 					   key);
 	return try_set(key, value, true);
 }
@@ -214,7 +213,7 @@ check_option(const char *key, const char *value)
 static char *
 trim(char *text)
 {
-	char	   *end;
+	char *end;
 
 	while (isspace((unsigned char) *text))
 		text++;
@@ -230,13 +229,12 @@ trim(char *text)
  * text it returns, which is malloc'd.
  */
 static char *
-each_option(const char *options,
-			char *(*each) (const char *key, const char *value, void *arg),
+each_option(const char *options, char *(*each)(const char *key, const char *value, void *arg),
 			void *arg)
 {
-	char	   *copy;
-	char	   *next;
-	char	   *error = NULL;
+	char *copy;
+	char *next;
+	char *error = NULL;
 
 	if (options == NULL || *options == '\0')
 		return NULL;
@@ -245,7 +243,7 @@ each_option(const char *options,
 		return message("out of memory");
 	for (char *piece = copy; piece != NULL && error == NULL; piece = next)
 	{
-		char	   *equals;
+		char *equals;
 
 		next = strchr(piece, ';');
 		if (next != NULL)
@@ -283,7 +281,7 @@ kafka_options_check(const char *options)
 char *
 kafka_secret_check(const char *key, const char *value)
 {
-	char	   *error = check_owned(key);
+	char *error = check_owned(key);
 
 	return error != NULL ? error : try_set(key, value, false);
 }
@@ -294,8 +292,8 @@ kafka_conf_scrub(const KafkaConf *conf, char *text)
 	for (int i = 0; i < conf->nsecrets; i++)
 	{
 		const char *value = conf->secrets[i].value;
-		size_t		len = strlen(value);
-		char	   *found;
+		size_t len = strlen(value);
+		char *found;
 
 		/* A short one would be found in everything, and says nothing. */
 		if (len < 4 || !kafka_option_is_secret(conf->secrets[i].key))
@@ -310,16 +308,16 @@ kafka_conf_scrub(const KafkaConf *conf, char *text)
 
 typedef struct Scan
 {
-	rd_kafka_conf_t *target;	/* NULL: look for SCRAM only */
-	bool		scram;
+	rd_kafka_conf_t *target; /* NULL: look for SCRAM only */
+	bool scram;
 } Scan;
 
 static char *
 apply_each(const char *key, const char *value, void *arg)
 {
-	Scan	   *scan = arg;
-	char	   *error;
-	char		text[KAFKA_ERROR_SIZE] = "";
+	Scan *scan = arg;
+	char *error;
+	char text[KAFKA_ERROR_SIZE] = "";
 
 	if ((strcmp(key, "sasl.mechanism") == 0 || strcmp(key, "sasl.mechanisms") == 0))
 		scan->scram = strncasecmp(value, "SCRAM-", 6) == 0;
@@ -339,7 +337,7 @@ apply_each(const char *key, const char *value, void *arg)
 static char *
 apply_user(const KafkaConf *conf, Scan *scan)
 {
-	char	   *error = each_option(conf->options, apply_each, scan);
+	char *error = each_option(conf->options, apply_each, scan);
 
 	for (int i = 0; i < conf->nsecrets && error == NULL; i++)
 		error = apply_each(conf->secrets[i].key, conf->secrets[i].value, scan);
@@ -349,14 +347,15 @@ apply_user(const KafkaConf *conf, Scan *scan)
 const char *
 kafka_version_warning(const KafkaConf *conf)
 {
-	Scan		scan = {NULL, false};
+	Scan scan = {NULL, false};
 
 	if (rd_kafka_version() >= 0x020601ff)
 		return NULL;
 	free(apply_user(conf, &scan));
 	if (!scan.scram)
 		return NULL;
-	return "SCRAM of this librdkafka is not understood by Apache Kafka 4 and later, which needs librdkafka 2.6.1 or later";
+	return "SCRAM of this librdkafka is not understood by Apache Kafka 4 and later, which needs "
+		   "librdkafka 2.6.1 or later";
 }
 
 typedef struct Setting
@@ -391,7 +390,7 @@ static const Setting consumer_defaults[] = {
 static const Setting producer_defaults[] = {
 	{"compression.type", "lz4"},
 	{"linger.ms", "5"},
-	{"partitioner", "murmur2_random"},	/* as Java clients do */
+	{"partitioner", "murmur2_random"}, /* as Java clients do */
 };
 
 static const Setting consumer_owned[] = {
@@ -417,26 +416,24 @@ static const Setting producer_owned[] = {
 static void
 set_all(rd_kafka_conf_t *target, const Setting *settings, size_t n)
 {
-	char		error[KAFKA_ERROR_SIZE];
+	char error[KAFKA_ERROR_SIZE];
 
 	for (size_t i = 0; i < n; i++)
-		(void) rd_kafka_conf_set(target, settings[i].key, settings[i].value,
-								 error, sizeof(error));
+		(void) rd_kafka_conf_set(target, settings[i].key, settings[i].value, error, sizeof(error));
 }
-#define SET_ALL(target, settings) \
+#define SET_ALL(target, settings)                                                                  \
 	set_all(target, settings, sizeof(settings) / sizeof((settings)[0]))
 
 static bool
 set_one(rd_kafka_conf_t *target, const char *key, const char *value, char *error)
 {
-	return rd_kafka_conf_set(target, key, value, error, KAFKA_ERROR_SIZE) ==
-		RD_KAFKA_CONF_OK;
+	return rd_kafka_conf_set(target, key, value, error, KAFKA_ERROR_SIZE) == RD_KAFKA_CONF_OK;
 }
 
 static bool
 set_size(rd_kafka_conf_t *target, const char *key, size_t value, char *error)
 {
-	char		text[32];
+	char text[32];
 
 	snprintf(text, sizeof(text), "%zu", value);
 	return set_one(target, key, text, error);
@@ -446,16 +443,16 @@ set_size(rd_kafka_conf_t *target, const char *key, size_t value, char *error)
 static bool
 set_sizes(rd_kafka_conf_t *target, const KafkaConf *conf, bool producer, char *error)
 {
-	size_t		queue = conf->queue_bytes > 0 ? conf->queue_bytes : DEFAULT_QUEUE_BYTES;
-	size_t		largest = (conf->max_event_bytes > 0 ? conf->max_event_bytes :
-						   DEFAULT_EVENT_BYTES) + MESSAGE_OVERHEAD;
-	size_t		kbytes;
+	size_t queue = conf->queue_bytes > 0 ? conf->queue_bytes : DEFAULT_QUEUE_BYTES;
+	size_t largest = (conf->max_event_bytes > 0 ? conf->max_event_bytes : DEFAULT_EVENT_BYTES) +
+					 MESSAGE_OVERHEAD;
+	size_t kbytes;
 
 	if (producer)
 	{
 		kbytes = (queue > 2 * largest ? queue : 2 * largest) / 1024;
 		return set_size(target, "message.max.bytes", largest, error) &&
-			set_size(target, "queue.buffering.max.kbytes", kbytes, error);
+			   set_size(target, "queue.buffering.max.kbytes", kbytes, error);
 	}
 
 	/*
@@ -465,17 +462,16 @@ set_sizes(rd_kafka_conf_t *target, const KafkaConf *conf, bool producer, char *e
 	kbytes = queue / 4 * 3 / 1024;
 	return set_size(target, "queued.max.messages.kbytes",
 					kbytes > MIN_QUEUE_KBYTES ? kbytes : MIN_QUEUE_KBYTES, error) &&
-		set_size(target, "message.max.bytes", largest, error) &&
-		set_size(target, "fetch.max.bytes",
-				 queue / 4 > largest ? queue / 4 : largest, error);
+		   set_size(target, "message.max.bytes", largest, error) &&
+		   set_size(target, "fetch.max.bytes", queue / 4 > largest ? queue / 4 : largest, error);
 }
 
 rd_kafka_conf_t *
 kafka_conf_make(const KafkaConf *conf, bool producer, char *error)
 {
 	rd_kafka_conf_t *target = rd_kafka_conf_new();
-	Scan		scan = {target, false};
-	char	   *text;
+	Scan scan = {target, false};
+	char *text;
 
 	SET_ALL(target, common_defaults);
 	if (producer)
@@ -501,11 +497,9 @@ kafka_conf_make(const KafkaConf *conf, bool producer, char *error)
 	if (!set_one(target, "allow.auto.create.topics", "false", error) ||
 		!set_one(target, "log.queue", "true", error) ||
 		!set_one(target, "bootstrap.servers", conf->brokers, error) ||
-		(conf->client_id != NULL &&
-		 !set_one(target, "client.id", conf->client_id, error)) ||
+		(conf->client_id != NULL && !set_one(target, "client.id", conf->client_id, error)) ||
 		(!producer && !set_one(target, "group.id", conf->group, error)) ||
-		(producer && conf->single_records &&
-		 !set_one(target, "batch.num.messages", "1", error)))
+		(producer && conf->single_records && !set_one(target, "batch.num.messages", "1", error)))
 		goto failed;
 	return target;
 

@@ -15,56 +15,58 @@
 /* One partition of the assignment, sorted by (topic, partition). */
 typedef struct AssignedPart
 {
-	char	   *topic;
-	int			partition;
-	int			index;			/* into the caller's assignment */
-	int64_t		from;			/* offset given by the caller */
+	char *topic;
+	int partition;
+	int index;    /* into the caller's assignment */
+	int64_t from; /* offset given by the caller */
 } AssignedPart;
 
 struct KafkaClient
 {
 	rd_kafka_t *rk;
-	bool		producer;
-	int			fds[2];			/* pipe: read end, write end */
-	rd_kafka_queue_t *main_queue;	/* errors, logs, delivery reports */
-	rd_kafka_queue_t *consumer_queue;	/* records */
-	rd_kafka_queue_t *probe_queue;	/* answers to our own questions */
+	bool producer;
+	int fds[2];                       /* pipe: read end, write end */
+	rd_kafka_queue_t *main_queue;     /* errors, logs, delivery reports */
+	rd_kafka_queue_t *consumer_queue; /* records */
+	rd_kafka_queue_t *probe_queue;    /* answers to our own questions */
 
-	char		error[KAFKA_ERROR_SIZE];
+	char error[KAFKA_ERROR_SIZE];
 
 	/* health, see kafka_health_error() */
 	KafkaStatus health;
-	bool		confirmed;		/* away, and a probe has failed since */
-	bool		probing;
-	int64_t		probe_after_ms;
-	char		health_text[KAFKA_ERROR_SIZE];
-	KafkaStatus last_status;	/* of the last error event, whatever health is */
-	char		last_text[KAFKA_ERROR_SIZE];
+	bool confirmed; /* away, and a probe has failed since */
+	bool probing;
+	int64_t probe_after_ms;
+	char health_text[KAFKA_ERROR_SIZE];
+	KafkaStatus last_status; /* of the last error event, whatever health is */
+	char last_text[KAFKA_ERROR_SIZE];
+
+	int64_t denied_at_ms; /* when a right was last found missing */
+	char denied_text[KAFKA_ERROR_SIZE];
 
 	/* logs, during kafka_poll() only */
 	KafkaLogHook hook;
-	void	   *hook_arg;
+	void *hook_arg;
 
 	/* consumer */
 	AssignedPart *parts;
-	int			nparts;
-	int			last_part;		/* where the last record was found */
-	rd_kafka_message_t **messages;	/* scratch of kafka_consume() */
-	int			nmessages;
+	int nparts;
+	int last_part;                 /* where the last record was found */
+	rd_kafka_message_t **messages; /* scratch of kafka_consume() */
+	int nmessages;
 
 	/* producer */
-	rd_kafka_topic_t *topic;	/* the last one produced to */
-	char	   *topic_name;
-	size_t		max_event_bytes;
-	KafkaDelivery *deliveries;	/* ring */
-	size_t		delivery_size;	/* a power of two, or 0 */
-	size_t		delivery_first;
-	size_t		delivery_count;
+	rd_kafka_topic_t *topic; /* the last one produced to */
+	char *topic_name;
+	size_t max_event_bytes;
+	KafkaDelivery *deliveries; /* ring */
+	size_t delivery_size;      /* a power of two, or 0 */
+	size_t delivery_first;
+	size_t delivery_count;
 };
 
 /* A configuration for rd_kafka_new(), or NULL and a text in error. */
-extern rd_kafka_conf_t *kafka_conf_make(const KafkaConf *conf, bool producer,
-										char *error);
+extern rd_kafka_conf_t *kafka_conf_make(const KafkaConf *conf, bool producer, char *error);
 
 /* Replaces the values of all secrets in text. */
 extern void kafka_conf_scrub(const KafkaConf *conf, char *text);
@@ -76,18 +78,16 @@ extern KafkaStatus kafka_classify(rd_kafka_resp_err_t err);
  * class.  what is a short "what was tried", text the library's own words or
  * NULL.
  */
-extern KafkaStatus kafka_result(KafkaClient *client, const char *what,
-								rd_kafka_resp_err_t err, const char *text);
+extern KafkaStatus kafka_result(KafkaClient *client, const char *what, rd_kafka_resp_err_t err,
+								const char *text);
 
 /* Something came back from a broker. */
 extern void kafka_reached(KafkaClient *client);
 
 /* An error event came. */
-extern void kafka_health_error(KafkaClient *client, rd_kafka_resp_err_t err,
-							   const char *text);
+extern void kafka_health_error(KafkaClient *client, rd_kafka_resp_err_t err, const char *text);
 
 /* The delivery report callback of producers. */
-extern void kafka_on_delivery(rd_kafka_t *rk, const rd_kafka_message_t *message,
-							  void *opaque);
+extern void kafka_on_delivery(rd_kafka_t *rk, const rd_kafka_message_t *message, void *opaque);
 
-#endif							/* EVSTREAM_KAFKA_INT_H */
+#endif /* EVSTREAM_KAFKA_INT_H */

@@ -12,7 +12,7 @@
 
 #include "kafka_int.h"
 
-#define FIRST_DELIVERIES	1024
+#define FIRST_DELIVERIES 1024
 
 /* ---- consuming ---- */
 
@@ -21,7 +21,7 @@ part_compare(const void *a, const void *b)
 {
 	const AssignedPart *pa = a;
 	const AssignedPart *pb = b;
-	int			cmp = strcmp(pa->topic, pb->topic);
+	int cmp = strcmp(pa->topic, pb->topic);
 
 	if (cmp != 0)
 		return cmp;
@@ -60,8 +60,8 @@ kafka_assign(KafkaClient *client, const KafkaAssignment *parts, int nparts)
 	{
 		list = rd_kafka_topic_partition_list_new(nparts);
 		for (int i = 0; i < nparts; i++)
-			rd_kafka_topic_partition_list_add(list, parts[i].topic,
-											  parts[i].partition)->offset = parts[i].offset;
+			rd_kafka_topic_partition_list_add(list, parts[i].topic, parts[i].partition)->offset =
+				parts[i].offset;
 	}
 	err = rd_kafka_assign(client->rk, list);
 	if (list != NULL)
@@ -86,8 +86,7 @@ part_find(KafkaClient *client, const rd_kafka_message_t *message)
 	found = &client->parts[client->last_part];
 	if (part_compare(&wanted, found) == 0)
 		return found;
-	found = bsearch(&wanted, client->parts, client->nparts, sizeof(AssignedPart),
-					part_compare);
+	found = bsearch(&wanted, client->parts, client->nparts, sizeof(AssignedPart), part_compare);
 	if (found != NULL)
 		client->last_part = (int) (found - client->parts);
 	return found;
@@ -96,8 +95,8 @@ part_find(KafkaClient *client, const rd_kafka_message_t *message)
 int
 kafka_consume(KafkaClient *client, KafkaRecord *records, int max)
 {
-	ssize_t		got;
-	int			n = 0;
+	ssize_t got;
+	int n = 0;
 
 	if (max <= 0)
 		return 0;
@@ -146,8 +145,7 @@ kafka_consume(KafkaClient *client, KafkaRecord *records, int max)
 			record->key_len = 0;
 			record->value = rd_kafka_message_errstr(message);
 			record->value_len = strlen(record->value);
-			snprintf(client->error, sizeof(client->error), "%s",
-					 rd_kafka_message_errstr(message));
+			snprintf(client->error, sizeof(client->error), "%s", rd_kafka_message_errstr(message));
 			kafka_health_error(client, message->err, client->error);
 		}
 		record->part = part->index;
@@ -171,8 +169,7 @@ kafka_record_free(KafkaRecord *record)
 }
 
 bool
-kafka_record_header(const KafkaRecord *record, const char *name,
-					const char **value, size_t *len)
+kafka_record_header(const KafkaRecord *record, const char *name, const char **value, size_t *len)
 {
 	rd_kafka_headers_t *headers;
 	const void *data;
@@ -185,8 +182,8 @@ kafka_record_header(const KafkaRecord *record, const char *name,
 }
 
 bool
-kafka_record_header_at(const KafkaRecord *record, int i, const char **name,
-					   const char **value, size_t *len)
+kafka_record_header_at(const KafkaRecord *record, int i, const char **name, const char **value,
+					   size_t *len)
 {
 	rd_kafka_headers_t *headers;
 	const void *data;
@@ -209,15 +206,14 @@ kafka_on_delivery(rd_kafka_t *rk, const rd_kafka_message_t *message, void *opaqu
 	(void) rk;
 	if (client->delivery_count == client->delivery_size)
 	{
-		size_t		size = client->delivery_size > 0 ? 2 * client->delivery_size :
-			FIRST_DELIVERIES;
+		size_t size = client->delivery_size > 0 ? 2 * client->delivery_size : FIRST_DELIVERIES;
 		KafkaDelivery *ring = malloc(size * sizeof(KafkaDelivery));
 
 		if (ring == NULL)
 			abort();
 		for (size_t i = 0; i < client->delivery_count; i++)
-			ring[i] = client->deliveries[(client->delivery_first + i) &
-										 (client->delivery_size - 1)];
+			ring[i] =
+				client->deliveries[(client->delivery_first + i) & (client->delivery_size - 1)];
 		free(client->deliveries);
 		client->deliveries = ring;
 		client->delivery_size = size;
@@ -234,14 +230,13 @@ kafka_on_delivery(rd_kafka_t *rk, const rd_kafka_message_t *message, void *opaqu
 		kafka_reached(client);
 	else
 		/* rd_kafka_message_errstr() would give the record's value */
-		snprintf(delivery->error, sizeof(delivery->error), "%s",
-				 rd_kafka_err2str(message->err));
+		snprintf(delivery->error, sizeof(delivery->error), "%s", rd_kafka_err2str(message->err));
 }
 
 KafkaStatus
 kafka_produce(KafkaClient *client, const char *topic, const char *key, size_t key_len,
-			  const char *value, size_t value_len, int64_t timestamp_ms,
-			  const KafkaHeader *headers, int nheaders, uint64_t tag)
+			  const char *value, size_t value_len, int64_t timestamp_ms, const KafkaHeader *headers,
+			  int nheaders, uint64_t tag)
 {
 	rd_kafka_headers_t *list = NULL;
 	rd_kafka_resp_err_t err;
@@ -265,15 +260,11 @@ kafka_produce(KafkaClient *client, const char *topic, const char *key, size_t ke
 			rd_kafka_header_add(list, headers[i].name, -1, headers[i].value,
 								(ssize_t) headers[i].len);
 	}
-	err = rd_kafka_producev(client->rk,
-							RD_KAFKA_V_RKT(client->topic),
-							RD_KAFKA_V_MSGFLAGS(RD_KAFKA_MSG_F_COPY),
-							RD_KAFKA_V_KEY(key, key_len),
+	err = rd_kafka_producev(client->rk, RD_KAFKA_V_RKT(client->topic),
+							RD_KAFKA_V_MSGFLAGS(RD_KAFKA_MSG_F_COPY), RD_KAFKA_V_KEY(key, key_len),
 							RD_KAFKA_V_VALUE((void *) value, value_len),
-							RD_KAFKA_V_TIMESTAMP(timestamp_ms),
-							RD_KAFKA_V_HEADERS(list),
-							RD_KAFKA_V_OPAQUE((void *) (uintptr_t) tag),
-							RD_KAFKA_V_END);
+							RD_KAFKA_V_TIMESTAMP(timestamp_ms), RD_KAFKA_V_HEADERS(list),
+							RD_KAFKA_V_OPAQUE((void *) (uintptr_t) tag), RD_KAFKA_V_END);
 	if (err == RD_KAFKA_RESP_ERR_NO_ERROR)
 		return KAFKA_OK;
 	/* The headers became the library's only if it took the record. */
@@ -287,7 +278,7 @@ kafka_produce(KafkaClient *client, const char *topic, const char *key, size_t ke
 int
 kafka_deliveries(KafkaClient *client, KafkaDelivery *out, int max)
 {
-	int			n = 0;
+	int n = 0;
 
 	while (n < max && client->delivery_count > 0)
 	{

@@ -12,8 +12,7 @@
 #include "kafka_int.h"
 
 KafkaStatus
-kafka_topic_partitions(KafkaClient *client, const char *topic, int timeout_ms,
-					   int *npartitions)
+kafka_topic_partitions(KafkaClient *client, const char *topic, int timeout_ms, int *npartitions)
 {
 	rd_kafka_topic_t *handle = rd_kafka_topic_new(client->rk, topic, NULL);
 	const rd_kafka_metadata_t *metadata;
@@ -21,14 +20,13 @@ kafka_topic_partitions(KafkaClient *client, const char *topic, int timeout_ms,
 	KafkaStatus status;
 
 	if (handle == NULL)
-		return kafka_result(client, "could not look for the topic",
-							rd_kafka_last_error(), NULL);
+		return kafka_result(client, "could not look for the topic", rd_kafka_last_error(), NULL);
 	err = rd_kafka_metadata(client->rk, 0, handle, &metadata, timeout_ms);
 	rd_kafka_topic_destroy(handle);
 	if (err != RD_KAFKA_RESP_ERR_NO_ERROR)
 		return kafka_result(client, "could not read metadata", err, NULL);
-	err = metadata->topic_cnt == 1 ? metadata->topics[0].err :
-		RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
+	err = metadata->topic_cnt == 1 ? metadata->topics[0].err
+								   : RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
 	if (err == RD_KAFKA_RESP_ERR_NO_ERROR)
 		*npartitions = metadata->topics[0].partition_cnt;
 	rd_kafka_metadata_destroy(metadata);
@@ -42,11 +40,11 @@ kafka_topic_partitions(KafkaClient *client, const char *topic, int timeout_ms,
 KafkaStatus
 kafka_cluster_id(KafkaClient *client, int timeout_ms, char *buf, size_t size)
 {
-	char	   *id = rd_kafka_clusterid(client->rk, timeout_ms);
+	char *id = rd_kafka_clusterid(client->rk, timeout_ms);
 
 	if (id == NULL)
-		return kafka_result(client, "could not read the cluster's id",
-							RD_KAFKA_RESP_ERR__TIMED_OUT, NULL);
+		return kafka_result(client, "could not read the cluster's id", RD_KAFKA_RESP_ERR__TIMED_OUT,
+							NULL);
 	snprintf(buf, size, "%s", id);
 	rd_kafka_mem_free(client->rk, id);
 	return kafka_result(client, "", RD_KAFKA_RESP_ERR_NO_ERROR, NULL);
@@ -54,15 +52,15 @@ kafka_cluster_id(KafkaClient *client, int timeout_ms, char *buf, size_t size)
 
 /* One attempt; with_size = its largest record fits our largest event. */
 static rd_kafka_resp_err_t
-topic_create(KafkaClient *client, const char *topic, int npartitions,
-			 bool with_size, int timeout_ms, char *text, size_t size)
+topic_create(KafkaClient *client, const char *topic, int npartitions, bool with_size,
+			 int timeout_ms, char *text, size_t size)
 {
 	rd_kafka_NewTopic_t *fresh;
 	rd_kafka_AdminOptions_t *options;
 	rd_kafka_queue_t *queue;
 	rd_kafka_event_t *event;
 	rd_kafka_resp_err_t err;
-	char		value[32];
+	char value[32];
 
 	fresh = rd_kafka_NewTopic_new(topic, npartitions, -1, text, size);
 	if (fresh == NULL)
@@ -85,7 +83,7 @@ topic_create(KafkaClient *client, const char *topic, int npartitions,
 	else
 	{
 		const rd_kafka_CreateTopics_result_t *result = rd_kafka_event_CreateTopics_result(event);
-		size_t		n = 0;
+		size_t n = 0;
 		const rd_kafka_topic_result_t **topics = NULL;
 
 		err = rd_kafka_event_error(event);
@@ -110,42 +108,39 @@ topic_create(KafkaClient *client, const char *topic, int npartitions,
 }
 
 KafkaStatus
-kafka_topic_create(KafkaClient *client, const char *topic, int npartitions,
-				   int timeout_ms)
+kafka_topic_create(KafkaClient *client, const char *topic, int npartitions, int timeout_ms)
 {
-	char		text[KAFKA_ERROR_SIZE] = "";
+	char text[KAFKA_ERROR_SIZE] = "";
 	rd_kafka_resp_err_t err;
-	bool		with_size = client->max_event_bytes > 0;
+	bool with_size = client->max_event_bytes > 0;
 
-	err = topic_create(client, topic, npartitions, with_size, timeout_ms,
-					   text, sizeof(text));
+	err = topic_create(client, topic, npartitions, with_size, timeout_ms, text, sizeof(text));
 	/* Some clusters let nobody choose. */
-	if (with_size && (err == RD_KAFKA_RESP_ERR_POLICY_VIOLATION ||
-					  err == RD_KAFKA_RESP_ERR_INVALID_CONFIG))
-		err = topic_create(client, topic, npartitions, false, timeout_ms,
-						   text, sizeof(text));
+	if (with_size &&
+		(err == RD_KAFKA_RESP_ERR_POLICY_VIOLATION || err == RD_KAFKA_RESP_ERR_INVALID_CONFIG))
+		err = topic_create(client, topic, npartitions, false, timeout_ms, text, sizeof(text));
 	if (err == RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS)
 		err = RD_KAFKA_RESP_ERR_NO_ERROR;
 	return kafka_result(client, "could not create topic", err, text);
 }
 
 KafkaStatus
-kafka_watermarks(KafkaClient *client, const char *topic, int partition,
-				 int timeout_ms, int64_t *low, int64_t *high)
+kafka_watermarks(KafkaClient *client, const char *topic, int partition, int timeout_ms,
+				 int64_t *low, int64_t *high)
 {
-	return kafka_result(client, "could not read offsets",
-						rd_kafka_query_watermark_offsets(client->rk, topic, partition,
-														 low, high, timeout_ms),
-						NULL);
+	return kafka_result(
+		client, "could not read offsets",
+		rd_kafka_query_watermark_offsets(client->rk, topic, partition, low, high, timeout_ms),
+		NULL);
 }
 
 KafkaStatus
-kafka_offset_for_time(KafkaClient *client, const char *topic, int partition,
-					  int64_t ms, int timeout_ms, int64_t *offset)
+kafka_offset_for_time(KafkaClient *client, const char *topic, int partition, int64_t ms,
+					  int timeout_ms, int64_t *offset)
 {
 	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
 	rd_kafka_resp_err_t err;
-	int64_t		low;
+	int64_t low;
 
 	rd_kafka_topic_partition_list_add(list, topic, partition)->offset = ms;
 	err = rd_kafka_offsets_for_times(client->rk, list, timeout_ms);
@@ -164,20 +159,19 @@ kafka_highs(KafkaClient *client, KafkaAssignment *parts, int nparts)
 {
 	for (int i = 0; i < nparts; i++)
 	{
-		int64_t		low;
-		int64_t		high;
+		int64_t low;
+		int64_t high;
 
 		parts[i].high = -1;
-		if (rd_kafka_get_watermark_offsets(client->rk, parts[i].topic, parts[i].partition,
-										   &low, &high) == RD_KAFKA_RESP_ERR_NO_ERROR &&
+		if (rd_kafka_get_watermark_offsets(client->rk, parts[i].topic, parts[i].partition, &low,
+										   &high) == RD_KAFKA_RESP_ERR_NO_ERROR &&
 			high >= 0)
 			parts[i].high = high;
 	}
 }
 
 KafkaStatus
-kafka_committed(KafkaClient *client, KafkaAssignment *parts, int nparts,
-				int timeout_ms)
+kafka_committed(KafkaClient *client, KafkaAssignment *parts, int nparts, int timeout_ms)
 {
 	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(nparts);
 	rd_kafka_resp_err_t err;
@@ -188,12 +182,11 @@ kafka_committed(KafkaClient *client, KafkaAssignment *parts, int nparts,
 	for (int i = 0; i < nparts && err == RD_KAFKA_RESP_ERR_NO_ERROR; i++)
 	{
 		rd_kafka_topic_partition_t *found;
-		size_t		len;
+		size_t len;
 
 		parts[i].committed = -1;
 		parts[i].mark[0] = '\0';
-		found = rd_kafka_topic_partition_list_find(list, parts[i].topic,
-												   parts[i].partition);
+		found = rd_kafka_topic_partition_list_find(list, parts[i].topic, parts[i].partition);
 		if (found == NULL)
 			continue;
 		if (found->err != RD_KAFKA_RESP_ERR_NO_ERROR)
@@ -215,8 +208,7 @@ kafka_committed(KafkaClient *client, KafkaAssignment *parts, int nparts,
 }
 
 KafkaStatus
-kafka_commit(KafkaClient *client, const KafkaAssignment *parts, int nparts,
-			 int timeout_ms)
+kafka_commit(KafkaClient *client, const KafkaAssignment *parts, int nparts, int timeout_ms)
 {
 	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(nparts);
 	rd_kafka_resp_err_t err;
@@ -224,7 +216,7 @@ kafka_commit(KafkaClient *client, const KafkaAssignment *parts, int nparts,
 	for (int i = 0; i < nparts; i++)
 	{
 		rd_kafka_topic_partition_t *part;
-		size_t		len = strnlen(parts[i].mark, KAFKA_MARK_SIZE);
+		size_t len = strnlen(parts[i].mark, KAFKA_MARK_SIZE);
 
 		part = rd_kafka_topic_partition_list_add(list, parts[i].topic, parts[i].partition);
 		part->offset = parts[i].committed;
@@ -240,8 +232,9 @@ kafka_commit(KafkaClient *client, const KafkaAssignment *parts, int nparts,
 		err = rd_kafka_commit(client->rk, list, 1);
 		rd_kafka_topic_partition_list_destroy(list);
 		/* Queued; that says nothing of the broker. */
-		return err == RD_KAFKA_RESP_ERR_NO_ERROR ? KAFKA_OK :
-			kafka_result(client, "could not commit offsets", err, NULL);
+		return err == RD_KAFKA_RESP_ERR_NO_ERROR
+				   ? KAFKA_OK
+				   : kafka_result(client, "could not commit offsets", err, NULL);
 	}
 	else
 	{

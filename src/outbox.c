@@ -230,8 +230,9 @@ read_between(ReadState *state, const OutboxPosition *position,
 	}
 	if (read_is_full(state))
 		return;
-	values[0] = outbox_xid_datum(position->xid);
-	values[1] = Int64GetDatum(position->id);
+	/* of two lower bounds the index would begin at the first, however far back */
+	values[0] = outbox_xid_datum(Max(position->xid, range_start));
+	values[1] = Int64GetDatum(position->xid >= range_start ? position->id : 0);
 	values[2] = outbox_xid_datum(range_start);
 	values[3] = snapshot;
 	read_query(state, RANGE_QUERY, 4, types, values);

@@ -16,6 +16,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "common/base64.h"
@@ -35,20 +36,21 @@
 #include "outbox.h"
 #include "relay.h"
 #include "settings.h"
+#include "sql.h"
 #include "status.h"
 #include "worker.h"
 
-#define READ_ROWS			10000
-#define READ_BYTES			((Size) 8 * 1024 * 1024)
+#define READ_ROWS  10000
+#define READ_BYTES ((Size) 8 * 1024 * 1024)
 
-#define RECORD_ROWS			10000
-#define RECORD_US			(100 * INT64CONST(1000))
+#define RECORD_ROWS     10000
+#define RECORD_US       (100 * INT64CONST(1000))
 /* Many small commits make one tick, and not one each. */
-#define READ_PAUSE_US		(5 * INT64CONST(1000))
-#define IDLE_MS				1000
+#define READ_PAUSE_US   (5 * INT64CONST(1000))
+#define IDLE_MS         1000
 /* Is the topic still the one that it was? */
-#define LOOK_US				(2 * USECS_PER_SEC)
-#define SINGLY_AGAIN_US		(10 * SECS_PER_MINUTE * USECS_PER_SEC)
+#define LOOK_US         (2 * USECS_PER_SEC)
+#define SINGLY_AGAIN_US (10 * SECS_PER_MINUTE * USECS_PER_SEC)
 
 PGDLLEXPORT void evstream_relay_main(Datum main_arg);
 
@@ -56,19 +58,57 @@ Relay relay;
 
 /* ---- positions ---- */
 
+typedef enum RelayMay
+{
+	MAY_SEND,
+	WAIT_FOR_TAKE_OVER,
+	WAIT_FOR_POSITIONS
+} RelayMay;
+
+/* Loads where to go on, if this relay may send. */
 static void
 load_unit(void *arg)
 {
+	RelayMay   *may = arg;
+	Oid			types[2] = {INT8OID, OIDOID};
+	Datum		values[2] = {Int64GetDatum((int64) GetSystemIdentifier()), ObjectIdGetDatum(MyDatabaseId)};
+
 	relay.log_id = batch_log_id(relay.cluster, relay.topic);
+	if (sql_execute("SELECT FROM evstream.identity WHERE system_identifier = $1 AND database_oid = $2",
+					2, types, values, NULL, SPI_OK_SELECT) == 0)
+	{
+		*may = WAIT_FOR_TAKE_OVER;
+		return;
+	}
+
+	/*
+	 * "latest" must not pass over what is sent before the consumers know
+	 * where that is.
+	 */
+	if (setting_kafka_start_ms() != SETTING_START_EARLIEST &&
+		!batch_log_has_positions(relay.log_id, relay.topic_partitions))
+	{
+		*may = WAIT_FOR_POSITIONS;
+		return;
+	}
+	*may = MAY_SEND;
 	outbox_adopt();
 	relay.recorded_at = outbox_relay_position(relay.log_id);
 	relay.origin = outbox_origin();
+
+	/*
+	 * Another reader may have made the present tick without flushing what it
+	 * covers: this commit does.
+	 */
+	(void) GetTopTransactionId();
+	(void) set_config_option("synchronous_commit", "on", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
 }
 
 static void
 free_first(void)
 {
-	ReadBatch  *batch = relay.first;
+	ReadBatch *batch = relay.first;
 
 	relay.first = batch->next;
 	if (relay.first == NULL)
@@ -91,20 +131,28 @@ begin_again(void)
 	relay.broken = relay.topic_moved = false;
 
 	relay_client_open();
-	while (!worker_run("reading the relay's position", load_unit, NULL, NULL))
-		worker_backoff();
-	relay.nparts = 0;			/* what is recorded stays */
+	for (;;)
+	{
+		RelayMay	may = MAY_SEND;
+
+		if (!worker_run("reading the relay's position", load_unit, &may, NULL))
+		{
+			worker_backoff();
+			continue;
+		}
+		if (may == MAY_SEND)
+			break;
+		/* the consumers say in health that this database is no owner */
+		status_state(may == WAIT_FOR_TAKE_OVER ? "stopped" : "waiting");
+		(void) worker_wait(-1, may == WAIT_FOR_TAKE_OVER ? 1000 : 100);
+		relay_client_poll();
+	}
+	relay.nparts = 0; /* what is recorded stays */
 	relay.read_at = relay.done_at = relay.recorded_at;
 	relay.look = true;
 	relay.read_due = relay.record_due = 0;
 	relay.look_due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_US / 1000);
 	status_state("running");
-
-	/*
-	 * Another reader may have made the present tick without flushing what it
-	 * covers.
-	 */
-	XLogFlush(GetXLogInsertRecPtr());
 }
 
 /* Position behind the last delivered row. */
@@ -115,7 +163,7 @@ delivered_position(void)
 
 	for (ReadBatch *batch = relay.first; batch != NULL; batch = batch->next)
 	{
-		uint64		n = relay.delivered - batch->first;
+		uint64 n = relay.delivered - batch->first;
 
 		if (n >= (uint64) batch->outbox.nrows)
 		{
@@ -137,8 +185,8 @@ delivered_position(void)
 
 typedef struct ReadUnit
 {
-	ReadBatch  *batch;
-	int			max;
+	ReadBatch *batch;
+	int max;
 } ReadUnit;
 
 static void
@@ -151,13 +199,13 @@ look_at_log(void)
 static void
 read_unit(void *arg)
 {
-	ReadUnit   *unit = arg;
-	bool		made_tick = false;
+	ReadUnit *unit = arg;
+	bool made_tick = false;
 
 	if (GetCurrentTimestamp() >= relay.look_due)
 		look_at_log();
-	outbox_read(&relay.read_at, unit->max, READ_BYTES, unit->batch->context,
-				&unit->batch->outbox, &made_tick);
+	outbox_read(&relay.read_at, unit->max, READ_BYTES, unit->batch->context, &unit->batch->outbox,
+				&made_tick);
 	if (made_tick)
 		(void) set_config_option("synchronous_commit", "on", PGC_USERSET, PGC_S_SESSION,
 								 GUC_ACTION_LOCAL, true, 0, false);
@@ -177,13 +225,13 @@ may_read(void)
 static void
 read_outbox(void)
 {
-	ReadUnit	unit;
+	ReadUnit unit;
 	MemoryContext context;
 	TimestampTz now;
-	bool		done;
+	bool done;
 
-	context = AllocSetContextCreate(TopMemoryContext, "evstream relay batch",
-									ALLOCSET_DEFAULT_SIZES);
+	context =
+		AllocSetContextCreate(TopMemoryContext, "evstream relay batch", ALLOCSET_DEFAULT_SIZES);
 	unit.batch = MemoryContextAllocZero(context, sizeof(ReadBatch));
 	unit.batch->context = context;
 	unit.max = relay.single ? READ_ROWS / 10 : READ_ROWS;
@@ -220,8 +268,8 @@ read_outbox(void)
 		return;
 	}
 
-	unit.batch->tick = unit.batch->outbox.tick_done ? unit.batch->outbox.after.tick :
-		unit.batch->outbox.after.tick + 1;
+	unit.batch->tick = unit.batch->outbox.tick_done ? unit.batch->outbox.after.tick
+													: unit.batch->outbox.after.tick + 1;
 	unit.batch->first = relay.read;
 	unit.batch->bytes = MemoryContextMemAllocated(context, true);
 	for (int i = 0; i < unit.batch->outbox.nrows; i++)
@@ -255,7 +303,8 @@ send_singly(const char *error)
 		relay.single_end.tick = PG_INT64_MAX;
 	else
 		ereport(LOG,
-				(errmsg("Kafka refused a batch of records, which are sent again one by one: %s", error)));
+				(errmsg("Kafka refused a batch of records, which are sent again one by one: %s",
+						error)));
 	relay.single_since = now;
 }
 
@@ -267,8 +316,8 @@ refuse(uint64 number, const char *error)
 	{
 		relay.refusals_size = Max(16, 2 * relay.refusals_size);
 		if (relay.refusals == NULL)
-			relay.refusals = MemoryContextAlloc(TopMemoryContext,
-												relay.refusals_size * sizeof(Refusal));
+			relay.refusals =
+				MemoryContextAlloc(TopMemoryContext, relay.refusals_size * sizeof(Refusal));
 		else
 			relay.refusals = repalloc(relay.refusals, relay.refusals_size * sizeof(Refusal));
 	}
@@ -285,8 +334,8 @@ refuse(uint64 number, const char *error)
 static int
 row_headers(const ReadBatch *batch, const OutboxRow *row, char *buf, KafkaHeader *headers)
 {
-	char	   *origin = outbox_origin_text(&relay.origin, batch->tick, row->xid, row->id);
-	int			n = 0;
+	char *origin = outbox_origin_text(&relay.origin, batch->tick, row->xid, row->id);
+	int n = 0;
 
 	event_format_uuid(row->event_id.data, buf);
 	headers[n].name = "event_id";
@@ -314,23 +363,23 @@ produce(void)
 		relay.progress_at = GetCurrentTimestamp();
 	while (relay.producing != NULL && !relay.broken)
 	{
-		ReadBatch  *batch = relay.producing;
-		OutboxRow  *row = &batch->outbox.rows[relay.produced - batch->first];
+		ReadBatch *batch = relay.producing;
+		OutboxRow *row = &batch->outbox.rows[relay.produced - batch->first];
 		KafkaHeader headers[3];
-		char		event_id[37];
+		char event_id[37];
 		KafkaStatus status;
-		int			n;
+		int n;
 
 		n = row_headers(batch, row, event_id, headers);
-		status = kafka_produce(relay.client, relay.topic, row->user_id, row->user_id_len,
-							   row->value, row->value_len,
-							   row->tracked_at / 1000 +
-							   (int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY * 1000,
-							   headers, n, relay.produced);
+		status = kafka_produce(
+			relay.client, relay.topic, row->user_id, row->user_id_len, row->value, row->value_len,
+			row->tracked_at / 1000 +
+				(int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY * 1000,
+			headers, n, relay.produced);
 		if (status == KAFKA_QUEUE_FULL)
 			break;
 		if (status == KAFKA_REFUSED)
-			refuse(relay.produced, kafka_error(relay.client));	/* alone */
+			refuse(relay.produced, kafka_error(relay.client)); /* alone */
 		else if (status != KAFKA_OK)
 			relay_client_broken(status, kafka_error(relay.client));
 		if (relay.broken)
@@ -356,7 +405,7 @@ note_offset(int partition, int64 offset)
 		return;
 	if (partition >= relay.nparts)
 	{
-		static int	size = 0;
+		static int size = 0;
 
 		if (partition >= size)
 		{
@@ -376,7 +425,7 @@ static void
 take_deliveries(TimestampTz now)
 {
 	static KafkaDelivery deliveries[1000];
-	int			n;
+	int n;
 
 	while ((n = kafka_deliveries(relay.client, deliveries, lengthof(deliveries))) > 0)
 	{
@@ -416,12 +465,11 @@ headers_json(const KafkaHeader *headers, int nheaders)
 	initStringInfo(&json);
 	for (int i = 0; i < nheaders; i++)
 	{
-		int			size = pg_b64_enc_len((int) headers[i].len) + 1;
-		char	   *value = palloc0(size);
+		int size = pg_b64_enc_len((int) headers[i].len) + 1;
+		char *value = palloc0(size);
 
 		(void) pg_b64_encode((const void *) headers[i].value, (int) headers[i].len, value, size);
-		appendStringInfo(&json, "%s[\"%s\", \"%s\"]", i == 0 ? "[" : ", ",
-						 headers[i].name, value);
+		appendStringInfo(&json, "%s[\"%s\", \"%s\"]", i == 0 ? "[" : ", ", headers[i].name, value);
 	}
 	appendStringInfoChar(&json, ']');
 	return json.data;
@@ -430,13 +478,13 @@ headers_json(const KafkaHeader *headers, int nheaders)
 static void
 write_dead_letter(const Refusal *refusal)
 {
-	Oid			types[6] = {TEXTOID, INT4OID, BYTEAOID, BYTEAOID, TIMESTAMPTZOID, TEXTOID};
-	Datum		values[6];
+	Oid types[6] = {TEXTOID, INT4OID, BYTEAOID, BYTEAOID, TIMESTAMPTZOID, TEXTOID};
+	Datum values[6];
 	KafkaHeader headers[3];
-	char		event_id[37];
-	ReadBatch  *batch = relay.first;
-	OutboxRow  *row;
-	int			n;
+	char event_id[37];
+	ReadBatch *batch = relay.first;
+	OutboxRow *row;
+	int n;
 
 	while (refusal->number >= batch->first + batch->outbox.nrows)
 		batch = batch->next;
@@ -449,17 +497,18 @@ write_dead_letter(const Refusal *refusal)
 	values[3] = PointerGetDatum(cstring_to_text_with_len(row->value, row->value_len));
 	values[4] = TimestampTzGetDatum(row->tracked_at);
 	values[5] = CStringGetTextDatum(headers_json(headers, n));
-	if (SPI_execute_with_args("INSERT INTO evstream.dead_letters (reason, detail, log_id, record_key,"
-							  " record_value, record_timestamp, record_headers)"
-							  " VALUES ('refused', $1, $2, $3, $4, $5, $6::pg_catalog.jsonb)",
-							  6, types, values, NULL, false, 0) != SPI_OK_INSERT)
+	if (SPI_execute_with_args(
+			"INSERT INTO evstream.dead_letters (reason, detail, log_id, record_key,"
+			" record_value, record_timestamp, record_headers)"
+			" VALUES ('refused', $1, $2, $3, $4, $5, $6::pg_catalog.jsonb)",
+			6, types, values, NULL, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "could not write dead letter");
 }
 
 typedef struct RecordUnit
 {
 	OutboxPosition position;
-	int			ndead;
+	int ndead;
 } RecordUnit;
 
 static void
@@ -490,8 +539,8 @@ record_unit(void *arg)
 static bool
 record(TimestampTz now, bool at_once)
 {
-	RecordUnit	unit;
-	int			kept = 0;
+	RecordUnit unit;
+	int kept = 0;
 
 	unit.position = delivered_position();
 	if (outbox_position_cmp(&unit.position, &relay.recorded_at) == 0)
@@ -520,8 +569,7 @@ record(TimestampTz now, bool at_once)
 	relay.recorded = relay.delivered;
 	relay.recorded_at = relay.done_at = unit.position;
 	relay.record_due = now + RECORD_US;
-	while (relay.first != NULL &&
-		   relay.recorded >= relay.first->first + relay.first->outbox.nrows)
+	while (relay.first != NULL && relay.recorded >= relay.first->first + relay.first->outbox.nrows)
 		free_first();
 	return true;
 }
@@ -540,9 +588,10 @@ wait_while_restored(void)
 {
 	for (;;)
 	{
-		bool		restored = false;
+		bool restored = false;
 
-		if (!worker_run("looking whether the database was restored", restored_unit, &restored, NULL))
+		if (!worker_run("looking whether the database was restored", restored_unit, &restored,
+						NULL))
 		{
 			worker_backoff();
 			continue;
@@ -570,7 +619,7 @@ static bool
 single_is_done(void)
 {
 	return relay.single && relay.recorded == relay.read &&
-		outbox_position_cmp(&relay.read_at, &relay.single_end) >= 0;
+		   outbox_position_cmp(&relay.read_at, &relay.single_end) >= 0;
 }
 
 void
@@ -580,8 +629,8 @@ evstream_relay_main(Datum main_arg)
 
 	worker_begin(main_arg, ROLE_RELAY);
 	relay_client_init();
-	relay.produce_context = AllocSetContextCreate(TopMemoryContext, "evstream relay records",
-												  ALLOCSET_DEFAULT_SIZES);
+	relay.produce_context =
+		AllocSetContextCreate(TopMemoryContext, "evstream relay records", ALLOCSET_DEFAULT_SIZES);
 	relay.retry_ms = RETRY_FIRST_MS;
 	relay.topic = MemoryContextStrdup(TopMemoryContext, setting_kafka_topic);
 
@@ -607,7 +656,8 @@ evstream_relay_main(Datum main_arg)
 		}
 		if (relay.topic_moved)
 		{
-			ereport(LOG, (errmsg("Kafka topic \"%s\" was made again, events that were not consumed are sent again",
+			ereport(LOG, (errmsg("Kafka topic \"%s\" was made again, events that were not consumed "
+								 "are sent again",
 								 relay.topic)));
 			begin_again();
 			continue;

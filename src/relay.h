@@ -17,9 +17,9 @@
 #include "outbox.h"
 
 /* In flight: read and not yet recorded as delivered */
-#define FLIGHT_ROWS			65536	/* a power of two */
-#define FLIGHT_BYTES		((Size) 32 * 1024 * 1024)
-#define RETRY_FIRST_MS		200
+#define FLIGHT_ROWS    65536 /* a power of two */
+#define FLIGHT_BYTES   ((Size) 32 * 1024 * 1024)
+#define RETRY_FIRST_MS 200
 
 typedef enum FlightState
 {
@@ -34,57 +34,58 @@ typedef struct ReadBatch
 	struct ReadBatch *next;
 	MemoryContext context;
 	OutboxBatch outbox;
-	int64		tick;			/* of its rows */
-	uint64		first;			/* number of its first row */
-	Size		bytes;
+	int64 tick;   /* of its rows */
+	uint64 first; /* number of its first row */
+	Size bytes;
 } ReadBatch;
 
 typedef struct Refusal
 {
-	uint64		number;
-	char		error[sizeof(((KafkaDelivery *) 0)->error)];
+	uint64 number;
+	char error[sizeof(((KafkaDelivery *) 0)->error)];
 } Refusal;
 
 typedef struct Relay
 {
 	KafkaClient *client;
-	char	   *topic;
-	char		cluster[128];
-	int32		log_id;
-	pg_uuid_t	origin;
-	bool		single;			/* one record in a batch */
-	OutboxPosition single_end;	/* batches again behind it */
+	char *topic;
+	char cluster[128];
+	int topic_partitions;
+	int32 log_id;
+	pg_uuid_t origin;
+	bool single;               /* one record in a batch */
+	OutboxPosition single_end; /* batches again behind it */
 	TimestampTz single_since;
-	long		retry_ms;		/* before the next client is opened */
+	long retry_ms; /* before the next client is opened */
 
 	/* numbers of rows: recorded <= delivered <= produced <= read */
-	uint64		recorded;
-	uint64		delivered;		/* all rows before it are */
-	uint64		produced;
-	uint64		read;
-	Size		bytes;			/* of the batches in the list */
-	uint8		states[FLIGHT_ROWS];	/* FlightState, by number */
-	ReadBatch  *first;
-	ReadBatch  *last;
-	ReadBatch  *producing;		/* where the next row to produce is */
-	Refusal    *refusals;		/* in no order */
-	int			nrefusals;
-	int			refusals_size;
+	uint64 recorded;
+	uint64 delivered; /* all rows before it are */
+	uint64 produced;
+	uint64 read;
+	Size bytes;                /* of the batches in the list */
+	uint8 states[FLIGHT_ROWS]; /* FlightState, by number */
+	ReadBatch *first;
+	ReadBatch *last;
+	ReadBatch *producing; /* where the next row to produce is */
+	Refusal *refusals;    /* in no order */
+	int nrefusals;
+	int refusals_size;
 
 	OutboxPosition read_at;
-	OutboxPosition done_at;		/* before the list; all of it is delivered */
+	OutboxPosition done_at; /* before the list; all of it is delivered */
 	OutboxPosition recorded_at;
-	int64	   *next_offsets;	/* by partition, 0 = nothing delivered */
-	int			nparts;
+	int64 *next_offsets; /* by partition, 0 = nothing delivered */
+	int nparts;
 
 	TimestampTz record_due;
 	TimestampTz read_due;
 	TimestampTz look_due;
-	TimestampTz progress_at;	/* last delivery, or since when there is any to wait for */
-	bool		look;			/* there may be something to read */
-	bool		broken;			/* begin again from the recorded position */
-	bool		failing;		/* records failed, and none was delivered since */
-	bool		topic_moved;	/* it is another log now */
+	TimestampTz progress_at; /* last delivery, or since when there is any to wait for */
+	bool look;               /* there may be something to read */
+	bool broken;             /* begin again from the recorded position */
+	bool failing;            /* records failed, and none was delivered since */
+	bool topic_moved;        /* it is another log now */
 	MemoryContext produce_context;
 } Relay;
 
@@ -109,4 +110,4 @@ extern void relay_client_broken(KafkaStatus status, const char *error);
 /* Waits a delay that grows with each call until something was delivered. */
 extern void relay_client_retry(void);
 
-#endif							/* EVSTREAM_RELAY_H */
+#endif /* EVSTREAM_RELAY_H */

@@ -19,11 +19,11 @@
 #include "status.h"
 #include "worker.h"
 
-#define SILENCE_US			(10 * USECS_PER_SEC)
+#define SILENCE_US    (10 * USECS_PER_SEC)
 /* A question to a broker holds up a SIGTERM for at most so long */
-#define ASK_MS				500
-#define CLOSE_MS			500
-#define RETRY_LAST_MS		10000
+#define ASK_MS        500
+#define CLOSE_MS      500
+#define RETRY_LAST_MS 10000
 
 /* ---- problems ---- */
 
@@ -43,19 +43,21 @@ problem_over(void)
 static void
 problem_of(KafkaStatus status, const char *error)
 {
-	char		message[KAFKA_ERROR_SIZE + 64];
+	char message[KAFKA_ERROR_SIZE + 64];
 
 	if (status == KAFKA_DENIED)
 	{
 		snprintf(message, sizeof(message), "Kafka denies access: %s", error);
 		problem(LEVEL_DEGRADED, "denied", message,
-				"Tracked events wait in the outbox. Check the secrets file, evstream.kafka_options and the access rules of the brokers.");
+				"Tracked events wait in the outbox. Check the secrets file, evstream.kafka_options "
+				"and the access rules of the brokers.");
 	}
 	else if (status == KAFKA_AWAY)
 	{
 		snprintf(message, sizeof(message), "could not reach Kafka: %s", error);
 		problem(LEVEL_DEGRADED, "away", message,
-				"Tracking goes on, and events wait in the outbox. Check the brokers and the setting evstream.kafka_brokers.");
+				"Tracking goes on, and events wait in the outbox. Check the brokers and the "
+				"setting evstream.kafka_brokers.");
 	}
 	else
 	{
@@ -70,7 +72,7 @@ void
 relay_client_health(TimestampTz now)
 {
 	KafkaStatus status = kafka_health(relay.client);
-	char		message[128];
+	char message[128];
 
 	if (status == KAFKA_FATAL)
 		relay_client_broken(status, kafka_error(relay.client));
@@ -93,13 +95,13 @@ relay_client_broken(KafkaStatus status, const char *error)
 	if (relay.broken)
 		return;
 	relay.broken = true;
-	if (status == KAFKA_FATAL)
+	if (status == KAFKA_UNKNOWN_TOPIC)
+		return;
+	if (status == KAFKA_FATAL && !relay.failing)
 		ereport(LOG, (errmsg("Kafka producer failed and is opened again: %s", error)));
-	else if (status != KAFKA_UNKNOWN_TOPIC)
-	{
-		relay.failing = true;
+	else
 		problem_of(status, error);
-	}
+	relay.failing = true;
 }
 
 /* ---- the client ---- */
@@ -148,7 +150,7 @@ void
 relay_client_retry(void)
 {
 	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), relay.retry_ms);
-	int64		left = relay.retry_ms;
+	int64 left = relay.retry_ms;
 
 	status_state("waiting");
 	/* Commits set the latch often: they do not make it shorter. */
@@ -169,8 +171,8 @@ open_producer(void)
 
 	while (relay.client == NULL)
 	{
-		KafkaConf	conf = {0};
-		char		error[KAFKA_ERROR_SIZE] = "";
+		KafkaConf conf = {0};
+		char error[KAFKA_ERROR_SIZE] = "";
 		const char *warning;
 
 		MemoryContextReset(relay.produce_context);
@@ -190,7 +192,8 @@ open_producer(void)
 		if (relay.client == NULL)
 		{
 			problem(LEVEL_DEGRADED, "configuration", error,
-					"Tracked events wait in the outbox. Check the settings evstream.kafka_* and the secrets file.");
+					"Tracked events wait in the outbox. Check the settings evstream.kafka_* and "
+					"the secrets file.");
 			relay_client_retry();
 		}
 	}
@@ -203,30 +206,33 @@ ensure_topic(void)
 	for (;;)
 	{
 		KafkaStatus status;
-		int			nparts = 0;
+		int nparts = 0;
 
 		status = kafka_topic_partitions(relay.client, relay.topic, ASK_MS, &nparts);
+		relay.topic_partitions = nparts;
 		relay_client_poll();
 		worker_check();
 		if (status == KAFKA_OK)
 			status = kafka_cluster_id(relay.client, ASK_MS, relay.cluster, sizeof(relay.cluster));
 		else if (status == KAFKA_UNKNOWN_TOPIC)
 		{
-			status = kafka_topic_create(relay.client, relay.topic, setting_kafka_partitions, ASK_MS);
+			status =
+				kafka_topic_create(relay.client, relay.topic, setting_kafka_partitions, ASK_MS);
 			if (status == KAFKA_OK)
 			{
-				ereport(LOG, (errmsg("created Kafka topic \"%s\" with %d partitions",
-									 relay.topic, setting_kafka_partitions)));
-				status = KAFKA_UNKNOWN_TOPIC;	/* until it can be seen */
+				ereport(LOG, (errmsg("created Kafka topic \"%s\" with %d partitions", relay.topic,
+									 setting_kafka_partitions)));
+				status = KAFKA_UNKNOWN_TOPIC; /* until it can be seen */
 			}
 			else if (status != KAFKA_AWAY)
 			{
-				char		message[KAFKA_ERROR_SIZE + 128];
+				char message[KAFKA_ERROR_SIZE + 128];
 
 				snprintf(message, sizeof(message), "Kafka topic \"%s\" does not exist: %s",
 						 relay.topic, kafka_error(relay.client));
 				problem(LEVEL_DEGRADED, "no_topic", message,
-						"Tracked events wait in the outbox. Create the topic, or allow evstream to do so.");
+						"Tracked events wait in the outbox. Create the topic, or allow evstream to "
+						"do so.");
 				relay_client_retry();
 				continue;
 			}

@@ -10,7 +10,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $kafka = kafka_start('message.max.bytes=4194304');
+my $kafka = kafka_start('message.max.bytes=4194304', 'log.retention.ms=-1');
 my $node = new_node('main', 'evstream.kafka_brokers' => $kafka, max_worker_processes => 30);
 
 # A database that reads a topic, as one would set it up.

@@ -13,7 +13,8 @@ use Test::More;
 use Time::HiRes qw(time);
 
 my $long = $ENV{EVSTREAM_LONG};
-my $kafka = kafka_start();
+# Some records are of long ago.
+my $kafka = kafka_start('log.retention.ms=-1');
 my $node = new_node('main', 'evstream.kafka_brokers' => $kafka, max_worker_processes => 40);
 
 # A database that reads a topic, as one would set it up.
@@ -174,12 +175,14 @@ consumed('made', 'made', '0:10,1:10', 'made again, with fewer records than befor
 count_is('made', 520, 'all of it counts');
 
 delete_topic('made');
+my $no_topic = q{SELECT evstream_health() #>> '{components,kafka,why}'};
+ok(wait_for_sql($node, 'made', $no_topic, 'Kafka has no topic "made"', 20), 'deleted under running consumers: health says so');
 make_topic('made', 1);
 produce('made', records(30, 1, $base));
-consumed('made', 'made', '0:30', 'made again under running consumers, with fewer partitions');
+consumed('made', 'made', '0:30', 'and made again, with fewer partitions');
 count_is('made', 550, 'all of it counts');
 delete_topic('made');
-ok(wait_for_sql($node, 'made', "SELECT evstream_health() #>> '{components,kafka,why}'", 'Kafka has no topic "made"', 20), 'deleted under running consumers: health says so');
+ok(wait_for_sql($node, 'made', $no_topic, 'Kafka has no topic "made"', 20), 'deleted once more');
 make_topic('made', 4);
 produce('made', records(80, 4, $base + 7));
 consumed('made', 'made', '0:20,1:20,2:20,3:20', 'and made again, with more partitions');
@@ -232,6 +235,7 @@ is($node->safe_psql('second', 'SELECT evstream_take_over()'), 't', 'the second o
 consumed('second', 'shared', '0:100,1:100', 'and consumes');
 count_is('second', 200, 'and counts all');
 ok(wait_for_sql($node, 'first', $why, 'down|t', 20), 'the first one stops');
+ok(wait_for_sql($node, 'first', "SELECT count(*) FROM evstream_workers WHERE role = 'consumer' AND state = 'stopped'", 2, 20), 'with both consumers');
 produce('shared', records(20, 2, $base));
 consumed('second', 'shared', '0:110,1:110', 'the second one goes on');
 count_is('first', 200, 'the first one has counted nothing since');

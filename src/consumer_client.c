@@ -1,0 +1,286 @@
+/*-------------------------------------------------------------------------
+ *
+ * consumer_client.c
+ *	  The consumer's Kafka source: the client, its problems, and who owns the group.
+ *
+ * A worker has a fixed share of the partitions and never joins the group: the
+ * positions in our tables count, and the group's offsets are a mirror of them
+ * that carries the owner's mark.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+#include "utils/uuid.h"
+
+#include "compat.h"
+#include "consumer_kafka.h"
+#include "event.h"
+#include "settings.h"
+#include "status.h"
+#include "worker.h"
+
+#define CLOSE_MS			500
+/* A first connection or a slow answer is no outage yet */
+#define AWAY_US				(INT64CONST(5) * USECS_PER_SEC)
+#define MARK_PREFIX			"evstream/"
+
+KafkaSource source;
+
+/* ---- problems ---- */
+
+static const struct
+{
+	StatusLevel level;
+	const char *code;
+	const char *hint;
+}			problem_kinds[PROBLEM_COUNT] = {
+	[PROBLEM_CONFIGURATION] = {LEVEL_DOWN, "configuration",
+	"Check the settings evstream.kafka_* and the secrets file."},
+	[PROBLEM_FOREIGN_MARK] = {LEVEL_DOWN, "foreign_mark",
+	"If this database is to be the owner, call evstream_take_over(); otherwise set another evstream.kafka_group."},
+	[PROBLEM_AWAY] = {LEVEL_DEGRADED, "away",
+	"Tracking goes on. Check the brokers and the setting evstream.kafka_brokers."},
+	[PROBLEM_NO_TOPIC] = {LEVEL_DEGRADED, "no_topic",
+	"Create it, or correct evstream.kafka_topic or evstream.kafka_read_topics."},
+	[PROBLEM_GAP] = {LEVEL_DEGRADED, "gap",
+	"Raise the topic's retention. evstream_restart() takes this message away."},
+};
+
+static char *problems[PROBLEM_COUNT];
+
+/* Begins or ends (message = NULL) a standing problem. */
+void
+source_problem(KafkaProblem problem, const char *message)
+{
+	if (message == NULL && problems[problem] == NULL)
+		return;
+	if (problems[problem] != NULL)
+		pfree(problems[problem]);
+	problems[problem] = message == NULL ? NULL : MemoryContextStrdup(TopMemoryContext, message);
+	for (int i = 0; i < PROBLEM_COUNT; i++)
+	{
+		if (problems[i] == NULL)
+			continue;
+		status_problem(COMPONENT_KAFKA, problem_kinds[i].level, problem_kinds[i].code,
+					   problems[i], problem_kinds[i].hint);
+		return;
+	}
+	status_problem(COMPONENT_KAFKA, LEVEL_OK, problem_kinds[problem].code, NULL, NULL);
+}
+
+void
+source_away(const char *what)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	char	   *message = psprintf("could not reach Kafka (%s): %s", what, kafka_error(source.client));
+
+	status_state("waiting");
+	if (!source.away)
+		source.away_since = now;
+	source.away = true;
+	if (now - source.away_since >= AWAY_US || kafka_health(source.client) != KAFKA_OK)
+		source_problem(PROBLEM_AWAY, message);
+	pfree(message);
+}
+
+void
+source_reached(void)
+{
+	source_problem(PROBLEM_AWAY, NULL);
+	source.away = false;
+}
+
+/* ---- client ---- */
+
+void
+source_close_fetched(void)
+{
+	for (int i = 0; i < source.nfetched; i++)
+		kafka_record_free(&source.fetched[i]);
+	source.nfetched = 0;
+}
+
+static void
+close_client(void)
+{
+	if (source.client == NULL)
+		return;
+	source_close_fetched();
+	kafka_close(source.client, CLOSE_MS);
+	source.client = NULL;
+}
+
+static void
+forget_client(int code, Datum arg)
+{
+	close_client();
+}
+
+void
+source_open(void)
+{
+	before_shmem_exit(forget_client, 0);
+	for (;;)
+	{
+		KafkaConf	conf = {0};
+		char		error[KAFKA_ERROR_SIZE];
+		char		client_id[64];
+		const char *warning;
+
+		snprintf(client_id, sizeof(client_id), "evstream-consumer-%d", worker_self.index);
+		setting_kafka_conf(&conf, client_id);
+		source.client = kafka_consumer_open(&conf, error);
+		if (source.client != NULL)
+		{
+			source_problem(PROBLEM_CONFIGURATION, NULL);
+			warning = kafka_version_warning(&conf);
+			if (warning != NULL)
+				ereport(WARNING,
+						(errmsg("%s", warning)));
+			return;
+		}
+		source_problem(PROBLEM_CONFIGURATION, error);
+		worker_backoff();
+	}
+}
+
+/* ---- ownership ---- */
+
+typedef struct IdentityUnit
+{
+	bool		ours;
+	int64		claim;
+	char		mark[KAFKA_MARK_SIZE];
+} IdentityUnit;
+
+static void
+identity_unit(void *arg)
+{
+	IdentityUnit *unit = arg;
+	bool		isnull;
+	HeapTuple	tuple;
+	TupleDesc	desc;
+	pg_uuid_t  *uuid;
+	char		text[37];
+	int64		system;
+	Oid			database;
+
+	unit->ours = false;
+	if (SPI_execute("SELECT mark, system_identifier, database_oid, claim FROM evstream.identity", true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not read evstream.identity");
+	if (SPI_processed == 0)
+		return;
+	tuple = SPI_tuptable->vals[0];
+	desc = SPI_tuptable->tupdesc;
+	uuid = DatumGetUUIDP(SPI_getbinval(tuple, desc, 1, &isnull));
+	system = DatumGetInt64(SPI_getbinval(tuple, desc, 2, &isnull));
+	database = DatumGetObjectId(SPI_getbinval(tuple, desc, 3, &isnull));
+	unit->claim = DatumGetInt64(SPI_getbinval(tuple, desc, 4, &isnull));
+	unit->ours = system == (int64) GetSystemIdentifier() && database == MyDatabaseId;
+	event_format_uuid(uuid->data, text);
+	snprintf(unit->mark, sizeof(unit->mark), MARK_PREFIX "%s/" UINT64_FORMAT "/%u/" INT64_FORMAT,
+			 text, (uint64) system, database, unit->claim);
+}
+
+static void
+foreign(const char *message)
+{
+	status_state("stopped");
+	source_problem(PROBLEM_FOREIGN_MARK, message);
+}
+
+/*
+ * Is a mark that we found of another database, which has claimed the group
+ * after us?  One of this database is ours, also if the extension was created
+ * anew since.
+ */
+static bool
+mark_is_foreign(const char *mark)
+{
+	const char *place = source.mark + strlen(MARK_PREFIX) + 36;
+	const char *claim = strrchr(source.mark, '/');
+	Size		prefix = strlen(MARK_PREFIX) + 36;
+
+	if (strncmp(mark, MARK_PREFIX, strlen(MARK_PREFIX)) != 0)
+		return false;
+	if (strlen(mark) > prefix && strncmp(mark + prefix, place, claim + 1 - place) == 0)
+		return false;
+	return strtoll(strrchr(mark, '/') + 1, NULL, 10) >= source.claim;
+}
+
+/*
+ * Reads the marks of the partitions and writes ours where it is missing.
+ * False: somebody else owns the group, or Kafka does not answer; then we have
+ * waited a bit.
+ */
+bool
+source_check_owner(bool claim)
+{
+	IdentityUnit unit;
+	KafkaAssignment *found;
+	KafkaStatus status;
+
+	if (!worker_run("reading the identity", identity_unit, &unit, NULL))
+	{
+		worker_backoff();
+		return false;
+	}
+	if (!unit.ours)
+	{
+		foreign("this database was restored or moved, and has not taken over its Kafka group");
+		(void) worker_wait(-1, IDLE_MS);
+		return false;
+	}
+	strlcpy(source.mark, unit.mark, sizeof(source.mark));
+	source.claim = unit.claim;
+	if (source.nparts == 0)
+		return true;
+
+	found = palloc(source.nparts * sizeof(KafkaAssignment));
+	memcpy(found, source.assignment, source.nparts * sizeof(KafkaAssignment));
+	status = kafka_committed(source.client, found, source.nparts, ASK_MS);
+	if (status != KAFKA_OK)
+	{
+		pfree(found);
+		source_away("committed offsets");
+		(void) worker_wait(-1, IDLE_MS);
+		return false;
+	}
+	for (int i = 0; i < source.nparts; i++)
+	{
+		if (found[i].mark[0] != '\0' && mark_is_foreign(found[i].mark))
+		{
+			char	   *message = psprintf("the Kafka group \"%s\" belongs to another database (mark %s)",
+										   setting_group_name(), found[i].mark);
+
+			foreign(message);
+			pfree(message);
+			pfree(found);
+			(void) worker_wait(-1, IDLE_MS);
+			return false;
+		}
+	}
+	source_problem(PROBLEM_FOREIGN_MARK, NULL);
+
+	for (int i = 0; i < source.nparts; i++)
+	{
+		found[i].committed = source.parts[i]->log.position;
+		strlcpy(found[i].mark, source.mark, KAFKA_MARK_SIZE);
+	}
+	status = kafka_commit(source.client, found, source.nparts, claim ? ASK_MS : 0);
+	pfree(found);
+	if (claim && status != KAFKA_OK)
+	{
+		source_away("commit of offsets");
+		(void) worker_wait(-1, IDLE_MS);
+		return false;
+	}
+	return true;
+}
