@@ -35,7 +35,7 @@ check_rows()
 # ingest_run LINE DATABASE EVENTS: the workers are off, the events are waiting.
 ingest_run()
 {
-	local line=$1 database=$2 events=$3 start end copy
+	local line=$1 database=$2 events=$3 start end copy wrong
 	psql_in "$database" -c CHECKPOINT
 	start=$(now)
 	if [ "$line" = ingest ]; then
@@ -50,6 +50,11 @@ ingest_run()
 	check_rows "$database" "$events"
 	[ -e "$TMP/run/$line.events" ] || keep_rows "$database" "$line"
 	copy=$(copy_seconds "$database" "$line")
+	# the first time, row by row
+	if [[ $database = *_1 ]]; then
+		wrong=$(psql_in "$database" -f "$REPO/bench/ingest_compare.sql")
+		[ "$wrong" = 0 ] || fail "$wrong rows of the summaries are not what the aggregates say"
+	fi
 	measured "$line" $(awk -v n="$events" -v a="$start" -v b="$end" -v copy="$copy" \
 		'BEGIN { printf "%.1f %.1f", n / (b - a), n / copy }')
 	drop_database "$database"

@@ -93,6 +93,11 @@ $late[2]->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FRO
 $node->safe_psql('postgres', q{SET synchronous_commit = off;
 	DO $$ BEGIN FOR i IN 1 .. 100000 LOOP PERFORM evstream_track('other', 'view'); COMMIT; END LOOP; END $$});
 counted($node, 'other=100000', 'others are counted while some transactions are open');
+# What was read stays in the outbox as long as they hold their snapshots, and costs nothing.
+my $look = q{EXPLAIN (ANALYZE, BUFFERS, COSTS off, TIMING off, SUMMARY off) SELECT evstream_wait('60 s')};
+my ($buffers) = $node->safe_psql('postgres', "SELECT evstream_wait('60 s'); $look") =~ /^\s*Buffers: shared hit=(\d+)/m;
+cmp_ok($buffers, '<', 200, 'a look at the outbox reads what is new, and not what was read');
+cmp_ok($node->safe_psql('postgres', q{SELECT count(*) FROM evstream.outbox_0}), '>', 0, 'of which there is much');
 $late[2]->query_safe(q{SELECT evstream_track('late2', 'view')});
 $late[0]->query_safe('COMMIT');
 $late[1]->query_safe('ROLLBACK');
