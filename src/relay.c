@@ -443,10 +443,11 @@ take_deliveries(TimestampTz now)
 			}
 			else if (delivery->status != KAFKA_REFUSED)
 				relay_client_broken(delivery->status, delivery->error);
-			else if (relay.single)
-				refuse(delivery->tag, delivery->error);
-			else
+			else if (!relay.single)
 				send_singly(delivery->error);
+			/* what comes after that is of batches still, and blames none */
+			else if (!relay.broken)
+				refuse(delivery->tag, delivery->error);
 		}
 	}
 	while (relay.delivered < relay.produced &&

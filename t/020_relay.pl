@@ -135,11 +135,11 @@ is(scalar(my @partitions = watermarks('evstream.events')), 3, 'with our number o
 
 sql('CREATE DATABASE small');
 sql(q{ALTER DATABASE small SET evstream.kafka_topic = 'small'});
-make_topic('small', 2, 'max.message.bytes=20000');
+make_topic('small', 8, 'max.message.bytes=20000');
 $node->safe_psql('small', 'CREATE EXTENSION evstream');
 # They do not compress: a batch of small ones is refused as well
 $node->safe_psql('small', q{
-	SELECT count(evstream_track('user-' || i % 5, 'view', jsonb_build_object('n', i, 'pad',
+	SELECT count(evstream_track('user-' || i % 50, 'view', jsonb_build_object('n', i, 'pad',
 		(SELECT string_agg(md5((i * 10000 + j)::text), '')
 		 FROM generate_series(1, CASE WHEN i % 500 = 0 THEN 1500 ELSE 10 END) j))))
 	FROM generate_series(1, 3000) i});
@@ -156,6 +156,20 @@ like(decode_base64($header), qr/^[0-9a-f-]{36}$/, 'and their headers');
 is($node->safe_psql('small', q{SELECT evstream_wait('10 s', false)}), 't', 'nothing is waited for');
 $node->safe_psql('small', q{SELECT evstream_track('u', 'view')});
 is($node->safe_psql('small', q{SELECT evstream_wait('10 s', false)}), 't', 'and it goes on');
+# Batches of several partitions are refused together: none of their records may be blamed
+for my $round (1 .. 3)
+{
+	my $pid = $node->safe_psql('small', q{SELECT pid FROM evstream_workers WHERE role = 'relay'});
+	$node->safe_psql('small', 'SELECT evstream_restart()');
+	wait_for_sql($node, 'small', qq{SELECT count(*) FROM evstream_workers WHERE role = 'relay' AND pid <> $pid}, 1);
+	$node->safe_psql('small', q{
+		SELECT count(evstream_track('round-' || i % 50, 'view', jsonb_build_object('pad',
+			(SELECT string_agg(md5((i * 10000 + j)::text), '') FROM generate_series(1, 10) j))))
+		FROM generate_series(1, 6000) i});
+	$node->safe_psql('small', q{SELECT evstream_wait('30 s', false)});
+}
+is($node->safe_psql('small', q{SELECT count(*) FROM evstream_dead_letters}), 6, 'no good record is a dead letter');
+is($node->safe_psql('small', q{SELECT count(*) FROM evstream_events WHERE user_id LIKE 'round-%'}), 18000, 'all are stored');
 
 # ---- Options ----
 
