@@ -120,6 +120,7 @@ test_env()
 	env HOME="$TMP/home" LC_ALL=C.UTF-8 PATH="$BINDIR:$PATH" \
 		TESTDIR="$TMP/tap/$1" top_builddir="$TMP/tree" \
 		PG_REGRESS="$PGXS_DIR/test/regress/pg_regress" \
+		EVSTREAM_DATA="${EVSTREAM_DATA:-$REPO/../shared/data}" \
 		PERL5LIB="$PGXS_DIR/test/perl${PERL5LIB:+:$PERL5LIB}" "${@:2}"
 }
 

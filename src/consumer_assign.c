@@ -81,7 +81,7 @@ source_look_at_range(KafkaPart *part)
 		return status;
 	if (status != KAFKA_OK)
 	{
-		source_away("watermarks");
+		source_away("offsets", status);
 		return status;
 	}
 	part->fetch_from = part->log.has_last ? part->log.last_offset : part->log.position;
@@ -219,7 +219,10 @@ check_log(const char *topic, int32 log_id, int npartitions)
 
 		status = kafka_watermarks(source.client, topic, witness->partition, ASK_MS, &low, &high);
 		if (status != KAFKA_OK)
+		{
+			source_away("offsets", status);
 			return false;
+		}
 		if (high <= witness->offset)
 			source_made_again(topic, log_id);
 		if (low > witness->offset)
@@ -228,7 +231,10 @@ check_log(const char *topic, int32 log_id, int npartitions)
 		if (status == KAFKA_OUT_OF_RANGE)
 			continue;
 		if (status != KAFKA_OK)
+		{
+			source_away("fetching", status);
 			return false;
+		}
 		/* one that was compacted away says nothing */
 		if (record.offset != witness->offset)
 		{
@@ -371,6 +377,7 @@ bool
 source_apply_seek(KafkaPart *part)
 {
 	PartUnit	unit = {0};
+	KafkaStatus status;
 
 	unit.topic = part->log.topic;
 	unit.partition = part->log.partition;
@@ -379,8 +386,10 @@ source_apply_seek(KafkaPart *part)
 		return false;
 	if (unit.seek_id == 0)
 		return true;
-	if (resolve_seek(&unit) != KAFKA_OK ||
-		!worker_run("seeking", seek_part_unit, &unit, NULL))
+	status = resolve_seek(&unit);
+	if (status != KAFKA_OK)
+		source_away("offsets", status);
+	if (status != KAFKA_OK || !worker_run("seeking", seek_part_unit, &unit, NULL))
 		return false;
 	part->verify = false;
 	part->fetch_from = part->log.position;
@@ -410,6 +419,8 @@ load_part(const char *topic, int npartitions, int partition)
 			return NULL;
 		/* what was asked for before the partition was there is not meant for it */
 		status = unit.seek_id != 0 && !unit.added_later ? resolve_seek(&unit) : resolve_start(&unit);
+		if (status != KAFKA_OK)
+			source_away("offsets", status);
 		if (status != KAFKA_OK || !worker_run("beginning a partition", create_part_unit, &unit, NULL))
 			return NULL;
 	}
@@ -452,7 +463,7 @@ source_assign(void)
 	status = kafka_assign(source.client, source.assignment, source.nparts);
 	source.assigned = status == KAFKA_OK;
 	if (status != KAFKA_OK)
-		source_away("assignment");
+		source_away("assignment", status);
 	return status == KAFKA_OK;
 }
 
@@ -502,11 +513,15 @@ source_find_partitions(void)
 	int			t = 0;
 	int			known = 0;
 
-	if (source.cluster[0] == '\0' &&
-		kafka_cluster_id(source.client, ASK_MS, source.cluster, sizeof(source.cluster)) != KAFKA_OK)
+	if (source.cluster[0] == '\0')
 	{
-		source_away("cluster id");
-		return false;
+		KafkaStatus status = kafka_cluster_id(source.client, ASK_MS, source.cluster, sizeof(source.cluster));
+
+		if (status != KAFKA_OK)
+		{
+			source_away("cluster id", status);
+			return false;
+		}
 	}
 	foreach(lc, source.topics)
 	{
@@ -522,7 +537,7 @@ source_find_partitions(void)
 		}
 		if (status != KAFKA_OK)
 		{
-			source_away("metadata");
+			source_away("metadata", status);
 			return false;
 		}
 		source.counts[t++] = n;
@@ -536,11 +551,7 @@ source_find_partitions(void)
 				continue;
 			part = load_part(topic, n, p);
 			if (part == NULL)
-			{
-				if (kafka_health(source.client) != KAFKA_OK)
-					source_away("offsets");
 				return false;
-			}
 			source.parts = source.nparts == 0 ?
 				MemoryContextAlloc(source.context, sizeof(KafkaPart *)) :
 				repalloc(source.parts, (source.nparts + 1) * sizeof(KafkaPart *));
@@ -555,12 +566,8 @@ source_find_partitions(void)
 			source.assigned = false;
 		}
 		if (!check_unsure(topic, n))
-		{
-			source_away("offsets");
 			return false;
-		}
 	}
-	source_reached();
 	if (known < list_length(source.topics))
 	{
 		StringInfoData missing;

@@ -45,6 +45,8 @@ static const struct
 	"Check the settings evstream.kafka_* and the secrets file."},
 	[PROBLEM_FOREIGN_MARK] = {LEVEL_DOWN, "foreign_mark",
 	"If this database is to be the owner, call evstream_take_over(); otherwise set another evstream.kafka_group."},
+	[PROBLEM_DENIED] = {LEVEL_DEGRADED, "denied",
+	"Check the secrets file, and whether the user may read the topics and the group."},
 	[PROBLEM_AWAY] = {LEVEL_DEGRADED, "away",
 	"Tracking goes on. Check the brokers and the setting evstream.kafka_brokers."},
 	[PROBLEM_NO_TOPIC] = {LEVEL_DEGRADED, "no_topic",
@@ -76,23 +78,33 @@ source_problem(KafkaProblem problem, const char *message)
 }
 
 void
-source_away(const char *what)
+source_away(const char *what, KafkaStatus status)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	char	   *message = psprintf("could not reach Kafka (%s): %s", what, kafka_error(source.client));
+	char	   *message;
 
 	status_state("waiting");
 	if (!source.away)
 		source.away_since = now;
 	source.away = true;
-	if (now - source.away_since >= AWAY_US || kafka_health(source.client) != KAFKA_OK)
-		source_problem(PROBLEM_AWAY, message);
+	if (status == KAFKA_DENIED)
+	{
+		message = psprintf("Kafka denies access (%s): %s", what, kafka_error(source.client));
+		source_problem(PROBLEM_DENIED, message);
+	}
+	else
+	{
+		message = psprintf("could not reach Kafka (%s): %s", what, kafka_error(source.client));
+		if (status != KAFKA_AWAY || now - source.away_since >= AWAY_US || kafka_health(source.client) != KAFKA_OK)
+			source_problem(PROBLEM_AWAY, message);
+	}
 	pfree(message);
 }
 
 void
 source_reached(void)
 {
+	source_problem(PROBLEM_DENIED, NULL);
 	source_problem(PROBLEM_AWAY, NULL);
 	source.away = false;
 }
@@ -192,6 +204,7 @@ identity_unit(void *arg)
 static void
 foreign(const char *message)
 {
+	source.foreign = true;
 	status_state("stopped");
 	source_problem(PROBLEM_FOREIGN_MARK, message);
 }
@@ -249,8 +262,7 @@ source_check_owner(bool claim)
 	if (status != KAFKA_OK)
 	{
 		pfree(found);
-		source_away("committed offsets");
-		(void) worker_wait(-1, IDLE_MS);
+		source_away("committed offsets", status);
 		return false;
 	}
 	for (int i = 0; i < source.nparts; i++)
@@ -267,6 +279,7 @@ source_check_owner(bool claim)
 			return false;
 		}
 	}
+	source.foreign = false;
 	source_problem(PROBLEM_FOREIGN_MARK, NULL);
 
 	for (int i = 0; i < source.nparts; i++)
@@ -278,8 +291,7 @@ source_check_owner(bool claim)
 	pfree(found);
 	if (claim && status != KAFKA_OK)
 	{
-		source_away("commit of offsets");
-		(void) worker_wait(-1, IDLE_MS);
+		source_away("commit of offsets", status);
 		return false;
 	}
 	return true;

@@ -27,6 +27,9 @@
 
 /* New partitions, the mark, and the mirror of our positions */
 #define UPKEEP_US			(INT64CONST(5) * USECS_PER_SEC)
+/* The same again after it did not succeed; what was fetched goes on meanwhile */
+#define UPKEEP_AGAIN_US		(INT64CONST(2) * USECS_PER_SEC)
+#define BEGIN_MS			300
 
 /* ---- records ---- */
 
@@ -181,8 +184,9 @@ begin(void)
 		kafka_poll(source.client, NULL, NULL);
 		if (source_check_owner(false) && source_find_partitions() && source_check_owner(true))
 			break;
-		(void) worker_wait(kafka_fd(source.client), 200);
+		(void) worker_wait(-1, BEGIN_MS);
 	}
+	source_reached();
 	while (!source_assign())
 		(void) worker_wait(-1, IDLE_MS);
 	source.next_upkeep = GetCurrentTimestamp() + UPKEEP_US;
@@ -193,10 +197,11 @@ static void
 upkeep(void)
 {
 	source.next_look = GetCurrentTimestamp() + IDLE_MS * INT64CONST(1000);
+	source.next_upkeep = GetCurrentTimestamp() + UPKEEP_AGAIN_US;
 	while (!source_check_owner(false))
 	{
 		/* Kafka may be away, that is no reason to give the records up */
-		if (source.away)
+		if (!source.foreign)
 			return;
 		source.assigned = false;
 		MemoryContextReset(consumer.batch_context);
@@ -221,6 +226,7 @@ upkeep(void)
 		if (!source_apply_seek(part))
 			return;
 	}
+	source_reached();
 	source.next_upkeep = GetCurrentTimestamp() + UPKEEP_US;
 	if (source.assigned)
 		return;
@@ -311,7 +317,6 @@ consumer_kafka_loop(void)
 				n++;
 		if (n > 0)
 		{
-			source_reached();
 			if (!consumer_store(records, n, headers_json))
 				worker_restart("a partition was moved");
 			show_lag();
@@ -329,7 +334,7 @@ consumer_kafka_loop(void)
 		else if (kafka_health(source.client) == KAFKA_FATAL)
 			worker_restart("Kafka client failed");
 		else
-			source_away("fetching");
+			source_away("fetching", kafka_health(source.client));
 		(void) worker_wait(kafka_fd(source.client), IDLE_MS);
 	}
 }

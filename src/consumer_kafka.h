@@ -50,6 +50,7 @@ typedef struct KafkaSource
 	TimestampTz next_look;		/* at partitions that are lost */
 	char		mark[KAFKA_MARK_SIZE];
 	int64		claim;
+	bool		foreign;		/* somebody else owns the group */
 	bool		away;			/* the last question had no answer */
 	TimestampTz away_since;
 } KafkaSource;
@@ -61,6 +62,7 @@ typedef enum KafkaProblem
 {
 	PROBLEM_CONFIGURATION,
 	PROBLEM_FOREIGN_MARK,
+	PROBLEM_DENIED,
 	PROBLEM_AWAY,
 	PROBLEM_NO_TOPIC,
 	PROBLEM_GAP,
@@ -73,10 +75,10 @@ typedef enum KafkaProblem
 extern void source_problem(KafkaProblem problem, const char *message);
 
 /*
- * A question had no answer, or had one.  A worker that has to wait is no
- * outage yet: it is one after some seconds, or when the client says so.
+ * A question had no answer, or all of them had one.  A first connection or a
+ * slow answer is no outage yet: it is one after some seconds, or when the client says so.
  */
-extern void source_away(const char *what);
+extern void source_away(const char *what, KafkaStatus status);
 extern void source_reached(void);
 
 /* Opens the client; tries until it can.  It is closed at the process's end. */
@@ -87,7 +89,7 @@ extern void source_close_fetched(void);
 /*
  * Reads the marks of the partitions and writes ours where it is missing, with
  * our positions; claim = wait until they are written.  False: somebody else owns
- * the group, or Kafka does not answer; then it has waited a bit.
+ * the group, and it has waited a bit, or Kafka does not answer.
  */
 extern bool source_check_owner(bool claim);
 

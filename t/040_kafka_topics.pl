@@ -170,7 +170,7 @@ my $totals = q{SELECT string_agg(user_id || '=' || event_count, ',' ORDER BY use
 ok(wait_for_sql($node, 'several', $totals, 'other=30,own=10'), 'a topic is read beside our own');
 like($node->safe_psql('several', "SELECT evstream_health() #>> '{components,kafka}'"), qr/Kafka has no topic \\"absent\\".*"status": "degraded"/,
 	'health names a topic that does not exist');
-my $offset = -s $node->logfile;
+my $offset;
 produce('other', [ [ undef, '{"user_id":"other","event":"view","event_id":"own-1"}', 0 ] ]);
 make_topic('absent', 1);
 produce('absent', [ map { [ undef, qq({"user_id":"absent","event":"view","event_id":"absent-$_"}) ] } 1 .. 5 ]);
@@ -178,6 +178,26 @@ ok(wait_for_sql($node, 'several', $totals, 'absent=5,other=30,own=10'), 'a topic
 ok(wait_for_sql($node, 'several', "SELECT evstream_health() #>> '{components,kafka,status}'", 'ok', 15), 'then health is well');
 is($node->safe_psql('several', "SELECT string_agg(DISTINCT topic, ',' ORDER BY topic) FROM evstream_events"), 'absent,other,own', 'events tell their topic');
 cmp_ok(count_log($node, qr/absent/, 0), '<=', 4, 'a missing topic is logged once by each consumer');
+
+# Nothing to do: little is done.
+SKIP: {
+	my $ticks = sub {
+		my $sum = 0;
+		foreach my $pid (split(/\n/, $node->safe_psql('postgres', q{SELECT pid FROM pg_stat_activity WHERE backend_type LIKE 'evstream%'})))
+		{
+			my @stat = split(/ /, slurp_file("/proc/$pid/stat") =~ s/^.*\) //sr);
+			$sum += $stat[11] + $stat[12];
+		}
+		return $sum;
+	};
+	skip 'no /proc here', 2 unless -r "/proc/$$/stat";
+	sleep(1);
+	$offset = -s $node->logfile;
+	my $begin = $ticks->();
+	sleep(6);
+	cmp_ok($ticks->() - $begin, '<=', 6, 'idle workers with Kafka take less than 1 % of a core');
+	is(-s $node->logfile, $offset, 'and log nothing');
+}
 $node->safe_psql('postgres', 'DROP DATABASE several');
 
 # ---- Real invoices ----
