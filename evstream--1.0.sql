@@ -659,12 +659,23 @@ END
 $$;
 COMMENT ON FUNCTION @extschema@.evstream_restart() IS 'This database''s workers start again, with the settings of ALTER DATABASE ... SET';
 
+-- As the workers have it: a session that is older than ALTER DATABASE ... SET
+-- still shows the setting of before.
+CREATE FUNCTION evstream.uses_kafka() RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT COALESCE(bool_or(w.role = 'relay'), COALESCE(current_setting('evstream.kafka_brokers', true), '') <> '')
+	FROM evstream.workers() w
+$$;
+COMMENT ON FUNCTION evstream.uses_kafka() IS 'Whether events go through Kafka, as the workers have it';
+
 -- Raises unless offsets can be sought: with Kafka, in a topic that is followed.
 CREATE FUNCTION evstream.check_seek(topic text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-	IF COALESCE(current_setting('evstream.kafka_brokers', true), '') = '' THEN
+	-- one may seek before the first start with Kafka, too
+	IF NOT evstream.uses_kafka() AND COALESCE(current_setting('evstream.kafka_brokers', true), '') = '' THEN
 		RAISE EXCEPTION USING
 			ERRCODE = 'object_not_in_prerequisite_state',
 			MESSAGE = 'the embedded log has no offsets to seek',
@@ -812,12 +823,26 @@ END
 $$;
 COMMENT ON FUNCTION @extschema@.evstream_dead_letter_discard(bigint) IS 'Drops a dead letter; false: there was none of this id';
 
+-- The zone that the workers are to count in.  A session that is older than
+-- ALTER DATABASE ... SET still shows the setting of before.
+CREATE FUNCTION evstream.time_zone_setting() RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT COALESCE(
+		(SELECT substr(c, length('evstream.time_zone=') + 1)
+			FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase, unnest(s.setconfig) c
+			WHERE d.datname = current_database() AND s.setrole = 0 AND c LIKE 'evstream.time\_zone=%'),
+		current_setting('evstream.time_zone', true),
+		'UTC')
+$$;
+COMMENT ON FUNCTION evstream.time_zone_setting() IS 'The setting evstream.time_zone of this database, as it is now';
+
 -- Raises unless the stats of these days can be computed from stored events.
 CREATE FUNCTION evstream.check_rebuild(from_day date, to_day date, zone text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-	setting text := COALESCE(current_setting('evstream.time_zone', true), 'UTC');
+	setting text := evstream.time_zone_setting();
 	days text[];
 BEGIN
 	IF setting <> zone THEN
@@ -875,6 +900,13 @@ BEGIN
 			ERRCODE = 'active_sql_transaction',
 			MESSAGE = 'evstream_rebuild() must run at isolation level read committed';
 	END IF;
+
+	-- workers that were just restarted are about to take the zone
+	FOR i IN 1 .. 100 LOOP
+		EXIT WHEN NOT EXISTS (SELECT FROM evstream.workers())
+			OR EXISTS (SELECT FROM evstream.state s WHERE s.time_zone = evstream.time_zone_setting());
+		PERFORM pg_sleep(0.05);
+	END LOOP;
 
 	-- no batch counts, and no stored event is dropped, until the end
 	LOCK TABLE evstream.daily_counts, evstream.daily_items, evstream.daily_totals IN SHARE ROW EXCLUSIVE MODE;
@@ -1033,8 +1065,13 @@ BEGIN
 			'Run ALTER EXTENSION evstream UPDATE.';
 	END IF;
 
-	IF COALESCE(current_setting('evstream.kafka_brokers', true), '') = '' THEN
-		RETURN QUERY VALUES ('kafka', 'off', 'evstream.kafka_brokers is empty: events go through the embedded log', NULL);
+	IF NOT evstream.uses_kafka() THEN
+		IF COALESCE(current_setting('evstream.kafka_brokers', true), '') = '' THEN
+			RETURN QUERY VALUES ('kafka', 'off', 'evstream.kafka_brokers is empty: events go through the embedded log', NULL);
+		ELSE
+			RETURN QUERY VALUES ('kafka', 'off', 'the workers go by another evstream.kafka_brokers than this session: events go through the embedded log',
+				'Call evstream_restart() where the setting was changed since, or connect again.');
+		END IF;
 	END IF;
 	IF COALESCE(current_setting('evstream.redis_url', true), '') = '' THEN
 		RETURN QUERY VALUES ('redis', 'off', 'evstream.redis_url is empty: there is no fan-out', NULL);

@@ -140,6 +140,10 @@ CALL pg_temp.wait_until($$ state = 'paused' FROM evstream_workers WHERE role = '
 SELECT evstream_track('paused', 'view', occurred_at => '2026-02-01 00:00:00+00') IS NOT NULL AS ok;
 SELECT evstream_wait('100 ms');
 SELECT evstream_wait('0');
+-- a timeout beyond all times is none
+SET statement_timeout = '300 ms';
+SELECT evstream_wait('178000000 years');
+RESET statement_timeout;
 CALL pg_temp.restart();
 CALL pg_temp.wait_until($$ state = 'paused' FROM evstream_workers WHERE role = 'consumer' $$);
 SELECT evstream_wait('100 ms');

@@ -23,6 +23,8 @@
 
 /* To fetch one record */
 #define FETCH_ONE_US		(INT64CONST(3) * USECS_PER_SEC)
+/* A topic that was never there: at the first start the relay is about to make it */
+#define MISSING_US			(INT64CONST(5) * USECS_PER_SEC)
 
 /* ---- gaps, and topics made again ---- */
 
@@ -568,7 +570,16 @@ source_find_partitions(void)
 		if (!check_unsure(topic, n))
 			return false;
 	}
-	if (known < list_length(source.topics))
+	if (known == list_length(source.topics))
+	{
+		source.missing_since = 0;
+		source_problem(PROBLEM_NO_TOPIC, NULL);
+		return true;
+	}
+	if (source.missing_since == 0)
+		source.missing_since = GetCurrentTimestamp();
+	/* the relay may be about to make it */
+	if (GetCurrentTimestamp() - source.missing_since >= MISSING_US)
 	{
 		StringInfoData missing;
 
@@ -581,7 +592,5 @@ source_find_partitions(void)
 		}
 		source_problem(PROBLEM_NO_TOPIC, psprintf("Kafka has no topic %s", missing.data));
 	}
-	else
-		source_problem(PROBLEM_NO_TOPIC, NULL);
 	return true;
 }

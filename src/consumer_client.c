@@ -135,10 +135,19 @@ forget_client(int code, Datum arg)
 	close_client();
 }
 
+/* The library's own exit handlers must not run beside its threads. */
+static void
+leave_at_exit(int code, Datum arg)
+{
+	if (kafka_unfinished() > 0)
+		_exit(code);
+}
+
 void
 source_open(void)
 {
 	before_shmem_exit(forget_client, 0);
+	on_proc_exit(leave_at_exit, 0);
 	for (;;)
 	{
 		KafkaConf	conf = {0};

@@ -29,6 +29,8 @@
 #define UPKEEP_US			(INT64CONST(5) * USECS_PER_SEC)
 /* The same again after it did not succeed; what was fetched goes on meanwhile */
 #define UPKEEP_AGAIN_US		(INT64CONST(2) * USECS_PER_SEC)
+/* While a topic is not there */
+#define UPKEEP_MISSING_US	(INT64CONST(1) * USECS_PER_SEC)
 #define BEGIN_MS			300
 
 /* ---- records ---- */
@@ -189,7 +191,7 @@ begin(void)
 	source_reached();
 	while (!source_assign())
 		(void) worker_wait(-1, IDLE_MS);
-	source.next_upkeep = GetCurrentTimestamp() + UPKEEP_US;
+	source.next_upkeep = GetCurrentTimestamp() + (source.missing_since == 0 ? UPKEEP_US : UPKEEP_MISSING_US);
 }
 
 /* Partitions that are new or lost, seeks, mark and mirror. */
@@ -227,7 +229,7 @@ upkeep(void)
 			return;
 	}
 	source_reached();
-	source.next_upkeep = GetCurrentTimestamp() + UPKEEP_US;
+	source.next_upkeep = GetCurrentTimestamp() + (source.missing_since == 0 ? UPKEEP_US : UPKEEP_MISSING_US);
 	if (source.assigned)
 		return;
 	for (int i = 0; i < source.nparts; i++)

@@ -51,6 +51,7 @@ typedef struct KafkaSource
 	char		mark[KAFKA_MARK_SIZE];
 	int64		claim;
 	bool		foreign;		/* somebody else owns the group */
+	TimestampTz missing_since;	/* a topic is not there; 0 = all are */
 	bool		away;			/* the last question had no answer */
 	TimestampTz away_since;
 } KafkaSource;

@@ -37,6 +37,7 @@
 #define DAYS_AHEAD      2
 #define CHUNK_ROWS      10000 /* deleted in one transaction */
 #define CHUNKS_PER_TURN 20
+#define COUNTED_LETTERS 10000 /* so many dead letters are counted at each turn */
 
 PGDLLEXPORT void evstream_maintenance_main(Datum main_arg);
 
@@ -135,7 +136,9 @@ ensure_events(void *arg)
 static void
 ensure_months(void *arg)
 {
-	partition_ensure_months(((Turn *) arg)->today);
+	Turn *turn = arg;
+
+	turn->done = partition_ensure_months(turn->today);
 }
 
 static bool
@@ -159,7 +162,6 @@ prepare(Turn *turn)
 	} while (turn->found);
 
 	ok &= worker_run("making partitions of events", ensure_events, turn, NULL);
-	ok &= worker_run("making partitions of daily stats", ensure_months, turn, NULL);
 	return ok;
 }
 
@@ -449,7 +451,8 @@ count_dead_letters(void *arg)
 
 /*
  * The workers add up dead letters without looking at what was retried or
- * discarded; near the limit that is to be known.
+ * discarded; near the limit that is to be known, and a few are cheaply counted,
+ * so that evstream_metrics() sees them go.
  */
 static bool
 recount_dead_letters(void)
@@ -457,7 +460,8 @@ recount_dead_letters(void)
 	int64 estimate = status_dead_letters(MyDatabaseId);
 	int64 count = 0;
 
-	if (estimate >= 0 && estimate < setting_dead_letter_limit - setting_dead_letter_limit / 100)
+	if (estimate == 0 || (estimate > COUNTED_LETTERS &&
+						  estimate < setting_dead_letter_limit - setting_dead_letter_limit / 100))
 		return true;
 	if (!worker_run("counting dead letters", count_dead_letters, &count, NULL))
 		return false;
@@ -519,6 +523,7 @@ void
 evstream_maintenance_main(Datum main_arg)
 {
 	bool prepared = false;
+	bool has_months = false;
 	DateADT prepared_day = 0;
 	TimestampTz next_retention = 0;
 	TimestampTz next_stats = 0;
@@ -546,7 +551,13 @@ evstream_maintenance_main(Datum main_arg)
 		{
 			prepared = prepare(&turn);
 			prepared_day = turn.today;
+			has_months = false;
 			ok &= prepared;
+		}
+		if (!has_months)
+		{
+			ok &= worker_run("making partitions of daily stats", ensure_months, &turn, NULL);
+			has_months = turn.done;
 		}
 		ok &= worker_run("rotating the outbox", outbox_rotate, NULL, NULL);
 		ok &= worker_run("emptying the outbox", outbox_empty, NULL, NULL);

@@ -19,6 +19,7 @@
 #include "access/xlog.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
+#include "common/int.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -75,6 +76,22 @@ static bool wake_wanted = false;
 
 PG_FUNCTION_INFO_V1(evstream_outbox_oldest_waiting);
 PG_FUNCTION_INFO_V1(evstream_wait);
+
+/* Now and so much later; DT_NOEND where that is beyond all times. */
+static TimestampTz
+time_after(const Interval *interval)
+{
+	int64		days = interval->day + (int64) interval->month * DAYS_PER_MONTH;
+	int64		us;
+
+	if (pg_mul_s64_overflow(days, USECS_PER_DAY, &us))
+		return days > 0 ? DT_NOEND : DT_NOBEGIN;
+	if (pg_add_s64_overflow(us, interval->time, &us))
+		return interval->time > 0 ? DT_NOEND : DT_NOBEGIN;
+	if (pg_add_s64_overflow(us, GetCurrentTimestamp(), &us))
+		return DT_NOEND;
+	return us;
+}
 
 /*
  * The present snapshot without this transaction, which pg_current_snapshot()
@@ -467,9 +484,7 @@ evstream_wait(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot execute evstream_wait() during recovery"),
 				 errhint("Call it on the primary.")));
-	until = timeout == NULL ? DT_NOEND :
-		GetCurrentTimestamp() + timeout->time +
-		((int64) timeout->day + (int64) timeout->month * DAYS_PER_MONTH) * USECS_PER_DAY;
+	until = timeout == NULL ? DT_NOEND : time_after(timeout);
 
 	for (;;)
 	{

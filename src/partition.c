@@ -256,27 +256,37 @@ default_has_month(const Parent *parent, int year, int month)
 	return SPI_processed > 0;
 }
 
-static void
+/* False: somebody uses the default leaf. */
+static bool
 ensure_month(const Parent *parent, int year, int month)
 {
 	char name[NAMEDATALEN];
+	char default_name[NAMEDATALEN];
 
 	month_name(parent, year, month, name);
 	if (OidIsValid(relation_oid(name)) || default_has_month(parent, year, month))
-		return;
+		return true;
 	lock_parent(parent);
 	if (OidIsValid(relation_oid(name)))
-		return;
+		return true;
 
-	/* ATTACH takes this lock on the default leaf too, to look through it. */
-	execute("LOCK TABLE evstream.%s_default IN ACCESS EXCLUSIVE MODE", parent->name);
+	/*
+	 * ATTACH takes this lock on the default leaf too, to look through it.  It
+	 * is not waited for, as all that comes later would wait behind us.
+	 */
+	snprintf(default_name, sizeof(default_name), "%s_default", parent->name);
+	if (!ConditionalLockRelationOid(relation_oid(default_name), AccessExclusiveLock))
+		return false;
 	if (!default_has_month(parent, year, month))
 		make_leaf(parent, name);
+	return true;
 }
 
-void
+bool
 partition_ensure_months(DateADT today)
 {
+	bool all = true;
+
 	for (int i = 0; i < lengthof(stats_parents); i++)
 	{
 		int year;
@@ -286,10 +296,11 @@ partition_ensure_months(DateADT today)
 		j2date(today + POSTGRES_EPOCH_JDATE, &year, &month, &mday);
 		for (int n = 0; n <= MONTHS_AHEAD; n++)
 		{
-			ensure_month(&stats_parents[i], year, month);
+			all &= ensure_month(&stats_parents[i], year, month);
 			next_month(&year, &month);
 		}
 	}
+	return all;
 }
 
 Oid

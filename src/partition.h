@@ -40,9 +40,10 @@ extern void partition_ensure_events(TimestampTz received_at);
 
 /*
  * Makes the leaves of the daily stats for the month of today and the next two,
- * unless the default leaf has rows of the month already.
+ * unless the default leaf has rows of the month already.  False: some are still
+ * to be made, as the default leaf is in use.
  */
-extern void partition_ensure_months(DateADT today);
+extern bool partition_ensure_months(DateADT today);
 
 /*
  * The leaf that takes the rows of that day: for INSERT ... ON CONFLICT, which

@@ -142,6 +142,7 @@ typedef struct LagEntry
 	int64 position;
 	int64 end_offset;
 	TimestampTz last_record_at;
+	TimestampTz caught_up_at; /* when there was last nothing left to read */
 	char topic[TOPIC_SIZE]; /* "": embedded */
 } LagEntry;
 

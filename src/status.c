@@ -250,7 +250,13 @@ status_lag(int32 log_id, const char *topic, int32 partition, int64 position, int
 		entry->partition = partition;
 		entry->position = position;
 		entry->end_offset = end_offset;
-		entry->last_record_at = last_record_at;
+		if (fresh)
+			entry->caught_up_at = 0;
+		if (position >= end_offset)
+			entry->caught_up_at = GetCurrentTimestamp();
+		/* a quiet night before a record is no lag */
+		entry->last_record_at =
+			last_record_at == 0 ? entry->caught_up_at : Max(last_record_at, entry->caught_up_at);
 		copy_text(entry->topic, topic, TOPIC_SIZE);
 		LWLockRelease(shared->lag_lock);
 

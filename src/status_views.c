@@ -154,6 +154,17 @@ evstream_status_lag(PG_FUNCTION_ARGS)
 		entries[n] = *entry;
 		owners[n] =
 			slot->phase == SLOT_RUNNING && slot->start_no == entry->start_no ? slot->pid : 0;
+		/* The end of the outbox is seen by reading it: not while paused or waiting. */
+		if (entry->topic[0] == '\0')
+		{
+			bool reads;
+
+			SpinLockAcquire(&slot->mutex);
+			reads = strcmp(slot->state, "running") == 0 || strcmp(slot->state, "idle") == 0;
+			SpinLockRelease(&slot->mutex);
+			if (owners[n] == 0 || !reads)
+				entries[n].end_offset = -1;
+		}
 		n++;
 	}
 	LWLockRelease(shared->lag_lock);

@@ -94,7 +94,7 @@ check_can_write(const char *function)
 }
 
 static const char *
-reason_hint(EventReason reason)
+reason_hint(EventReason reason, int64 element)
 {
 	switch (reason)
 	{
@@ -107,7 +107,8 @@ reason_hint(EventReason reason)
 		case EVENT_BAD_EVENT_ID:
 			return "Give event_id as a UUID, or as another text of 1 to 255 characters.";
 		case EVENT_BAD_TIMESTAMP:
-			return "Give occurred_at in RFC 3339, such as 2026-11-20T13:45:40+01:00, or as a number of epoch seconds, in the years 0001 to 9999.";
+			return element < 0 ? "Give a time in the years 0001 to 9999." :
+				"Give occurred_at in RFC 3339, such as 2026-11-20T13:45:40+01:00, or as a number of epoch seconds, in the years 0001 to 9999.";
 		case EVENT_FUTURE_TIMESTAMP:
 			return "The setting evstream.max_clock_skew says how far ahead an event may be.";
 		case EVENT_BAD_AMOUNT:
@@ -122,7 +123,7 @@ reason_hint(EventReason reason)
 static void
 refuse_event(EventReason reason, const char *detail, int64 element)
 {
-	const char *hint = reason_hint(reason);
+	const char *hint = reason_hint(reason, element);
 
 	if (reason == EVENT_NO_MEMORY)
 		ereport(ERROR,

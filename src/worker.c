@@ -230,6 +230,10 @@ reload(void)
 	if (strcmp(now, fingerprint) != 0)
 		leave(true, "settings have changed");
 	pfree(now);
+
+	/* One that leaves says it at its next start; a file that is still ignored is to be named. */
+	if (worker_self.role == ROLE_MAINTENANCE)
+		setting_secrets_load(WARNING);
 }
 
 void

@@ -181,9 +181,26 @@ $node->reload;
 ok(wait_for_sql($node, 'one', "SELECT count(*) FROM pg_stat_activity WHERE backend_type ~ 'evstream (con|mai)'", '0', 10),
 	'enabled = off ends them all');
 is($node->safe_psql('one', 'SELECT enabled, wanted_workers FROM evstream.supervision()'), 'f|0', 'as supervision says');
+
+# Leaves of the stats are made as soon as nobody reads them, and a long report is not disturbed.
+my $months = q{SELECT count(*) FROM pg_class WHERE relname ~ '^daily_counts_[0-9]{6}$'};
+is($node->safe_psql('one', $months), 3, 'stats have leaves for three months');
+$node->safe_psql('one', q{DO $$ DECLARE leaf regclass; BEGIN
+	FOR leaf IN SELECT oid FROM pg_class WHERE relname ~ '^daily_counts_[0-9]{6}$' LOOP EXECUTE format('DROP TABLE %s', leaf); END LOOP;
+END $$});
+my $report = $node->background_psql('one', on_error_stop => 1);
+$report->query_safe('BEGIN; SELECT count(*) FROM evstream_daily_counts');
+my $quiet = -s $node->logfile;
 $node->append_conf('postgresql.conf', "evstream.enabled = on\n");
 $node->reload;
 has_workers($node, 'one', 'consumer,maintenance', 'enabled = on starts them again');
+ok(wait_for_sql($node, 'one', q{SELECT state FROM evstream_workers WHERE role = 'maintenance'}, 'idle', 10), 'maintenance is through');
+is($node->safe_psql('one', q{SELECT count(*) FROM evstream_daily_counts}), 0, 'others read beside it');
+is(count_log($node, qr/ERROR/, $quiet), 0, 'without an error');
+is($node->safe_psql('one', $months), 0, 'under a report no leaf is made');
+$report->query_safe('COMMIT');
+$report->quit;
+ok(wait_for_sql($node, 'one', $months, 3, 30), 'and then they are');
 
 for my $case (
 	[ 'evstream.retention', '30', qr/with a unit/ ],
