@@ -248,7 +248,7 @@ SELECT pg_temp.set_here('evstream.dead_letter_limit', NULL);
 CALL pg_temp.restart();
 
 -- Nothing is behind, and nothing has failed.
-CALL pg_temp.wait_until('count(*) = 1 FROM evstream_lag');
+CALL pg_temp.wait_until('count(lag) = 1 FROM evstream_lag');
 SELECT topic, log_partition, lag, lag_seconds FROM evstream_lag;
 SELECT role, state IS NOT NULL AS state, errors FROM evstream_workers ORDER BY role;
 

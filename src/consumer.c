@@ -96,14 +96,15 @@ wait_for_dead_letters(void)
 
 	for (;;)
 	{
-		int64		count = status_dead_letters(MyDatabaseId);
+		int64		before = status_dead_letters(MyDatabaseId);
+		int64		count = before;
 
 		if (count >= 0 && count < setting_dead_letter_limit)
 			break;
 		/* an upper bound, or not known: count */
 		if (worker_run("counting dead letters", count_dead_letters_unit, &count, NULL))
 		{
-			status_dead_letters_set(MyDatabaseId, count);
+			status_dead_letters_counted(MyDatabaseId, before, count);
 			if (count < setting_dead_letter_limit)
 				break;
 			status_state("waiting");

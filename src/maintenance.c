@@ -460,15 +460,13 @@ recount_dead_letters(void)
 	int64 estimate = status_dead_letters(MyDatabaseId);
 	int64 count = 0;
 
-	if (estimate == 0 || (estimate > COUNTED_LETTERS &&
-						  estimate < setting_dead_letter_limit - setting_dead_letter_limit / 100))
+	if (estimate > COUNTED_LETTERS &&
+		estimate < setting_dead_letter_limit - setting_dead_letter_limit / 100)
 		return true;
 	if (!worker_run("counting dead letters", count_dead_letters, &count, NULL))
 		return false;
 	/* what was added meanwhile may be in the count or not: an upper bound */
-	status_dead_letters_set(
-		MyDatabaseId,
-		count + (estimate < 0 ? 0 : Max(status_dead_letters(MyDatabaseId) - estimate, 0)));
+	status_dead_letters_counted(MyDatabaseId, estimate, count);
 	return true;
 }
 

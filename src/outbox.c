@@ -71,8 +71,8 @@
 #define XID_QUERY \
 	UNION_OF_TABLES(OUTBOX_COLUMNS, XID_CONDITION) " ORDER BY id"
 
-static bool wake_callback_registered = false;
 static bool wake_wanted = false;
+static int64 dead_letters_written = 0;
 
 PG_FUNCTION_INFO_V1(evstream_outbox_oldest_waiting);
 PG_FUNCTION_INFO_V1(evstream_wait);
@@ -531,19 +531,39 @@ evstream_wait(PG_FUNCTION_ARGS)
 static void
 wake_callback(XactEvent event, void *arg)
 {
+	/* before the wake-up, as the consumer looks at their number */
+	if (event == XACT_EVENT_COMMIT && dead_letters_written > 0)
+		status_dead_letters_add(MyDatabaseId, dead_letters_written);
 	if (event == XACT_EVENT_COMMIT && wake_wanted)
 		status_wake_reader(MyDatabaseId);
 	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
+	{
 		wake_wanted = false;
+		dead_letters_written = 0;
+	}
+}
+
+static void
+register_callback(void)
+{
+	static bool registered = false;
+
+	if (!registered)
+		RegisterXactCallback(wake_callback, NULL);
+	registered = true;
+}
+
+void
+outbox_count_at_commit(int64 dead_letters)
+{
+	register_callback();
+	/* too many after a savepoint was rolled back: it is an upper bound */
+	dead_letters_written += dead_letters;
 }
 
 void
 outbox_wake_at_commit(void)
 {
-	if (!wake_callback_registered)
-	{
-		RegisterXactCallback(wake_callback, NULL);
-		wake_callback_registered = true;
-	}
+	register_callback();
 	wake_wanted = true;
 }

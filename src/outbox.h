@@ -112,5 +112,7 @@ extern void outbox_empty(void *unused);
 
 /* Set at commit: register the wake-up of the reader for this transaction. */
 extern void outbox_wake_at_commit(void);
+/* Set at commit: so many dead letters more were written by this transaction. */
+extern void outbox_count_at_commit(int64 dead_letters);
 
 #endif							/* EVSTREAM_OUTBOX_H */

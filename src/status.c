@@ -322,12 +322,13 @@ status_dead_letters(Oid dboid)
 }
 
 void
-status_dead_letters_set(Oid dboid, int64 value)
+status_dead_letters_counted(Oid dboid, int64 before, int64 value)
 {
 	pg_atomic_uint64 *count = dead_letter_count(dboid);
+	uint64 expected = (uint64) before;
 
 	if (count != NULL)
-		pg_atomic_write_u64(count, (uint64) value);
+		pg_atomic_compare_exchange_u64(count, &expected, (uint64) value);
 }
 
 void
@@ -342,8 +343,7 @@ status_dead_letters_add(Oid dboid, int64 value)
 	old = pg_atomic_read_u64(count);
 	do
 	{
-		if ((int64) old < 0)
-			return;
-		sum = Max((int64) old + value, 0);
+		/* not known: another negative one, so that who counts just now sees it */
+		sum = (int64) old < 0 ? (int64) old - 1 : Max((int64) old + value, 0);
 	} while (!pg_atomic_compare_exchange_u64(count, &old, (uint64) sum));
 }

@@ -80,10 +80,15 @@ extern void status_lag(int32 log_id, const char *topic /* NULL: embedded */ ,
 /* Forget the entries of this worker (on a new assignment). */
 extern void status_lag_clear(void);
 
-/* ---- dead letters: an upper bound of their number, or -1 = not known ---- */
+/* ---- dead letters: an upper bound of their number; negative = not known ---- */
 
 extern int64 status_dead_letters(Oid dboid);
-extern void status_dead_letters_set(Oid dboid, int64 count);
+/*
+ * They were counted.  before is what status_dead_letters() gave before that:
+ * where some were added meanwhile, the number stays as it is.
+ */
+extern void status_dead_letters_counted(Oid dboid, int64 before, int64 count);
+/* After the commit that adds or removes them.  Never raises. */
 extern void status_dead_letters_add(Oid dboid, int64 count);
 
 #endif							/* EVSTREAM_STATUS_H */

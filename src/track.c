@@ -40,7 +40,6 @@
 #include "outbox.h"
 #include "settings.h"
 #include "sql.h"
-#include "status.h"
 
 #define OUTBOX_TABLES	3
 /* Rows that one statement writes in evstream_track_batch() */
@@ -510,9 +509,8 @@ evstream_track_batch(PG_FUNCTION_ARGS)
 
 	if (ntracked > 0)
 		write_outbox(tracked, ntracked, now);
-	/* too many after a rollback, as it is an upper bound */
 	if (ndead > 0)
-		status_dead_letters_add(MyDatabaseId, ndead);
+		outbox_count_at_commit(ndead);
 	PG_RETURN_INT64(ntracked);
 }
 
