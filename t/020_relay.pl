@@ -117,7 +117,9 @@ stored('silent', 1000, 'and ends');
 # ---- The relay is killed ----
 
 sql(track_sql(50000, 'killed'));
+my $offset = -s $node->logfile;
 kill 'KILL', relay_pid();
+$node->wait_for_log(qr/all server processes terminated; reinitializing/, $offset);
 ok(wait_for_sql($node, 'postgres', 'SELECT count(*) FROM evstream_workers WHERE pid IS NOT NULL', 3), 'all workers are back');
 stored('killed', 50000, 'nothing is lost, nothing counts twice');
 

@@ -65,7 +65,9 @@ my $started = $node->safe_psql('postgres', 'SELECT pg_postmaster_start_time()');
 
 foreach my $round (1, 2)
 {
+	my $offset = -s $node->logfile;
 	kill 'KILL', (consumers())[0];
+	$node->wait_for_log(qr/all server processes terminated; reinitializing/, $offset);
 	$node->poll_query_until('postgres', 'SELECT count(*) >= 2 FROM evstream_workers WHERE pid IS NOT NULL')
 	  or diag('the server does not come back');
 	goes_on("after kill -9 of a consumer ($round)");
