@@ -9,7 +9,9 @@ PGFILEDESC = "evstream - event tracking and aggregation"
 PG_CPPFLAGS = -Isrc
 # -Wclobbered cries wolf at PG_TRY(), as PostgreSQL knows, which goes without it.
 PG_CFLAGS = -Wextra -Wno-unused-parameter -Wno-missing-field-initializers -Wno-sign-compare -Wno-clobbered
-SHLIB_LINK = -lrdkafka
+# TLS for Redis came with hiredis 1.0; src/redis.c looks for the same headers.
+REDIS_TLS = $(and $(wildcard /usr/include/hiredis/hiredis_ssl.h),$(wildcard /usr/include/openssl/ssl.h))
+SHLIB_LINK = -lrdkafka -lhiredis $(if $(REDIS_TLS),-lhiredis_ssl -lssl -lcrypto)
 
 # The order of the tests: sql/schedule, where there is one.
 REGRESS = $(if $(wildcard sql/schedule),$(shell sed -n 's/^test: *//p' sql/schedule),$(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql))))
@@ -61,6 +63,7 @@ help:
 	@echo 'make installcheck     SQL and isolation tests against the running server, which preloads evstream'
 	@echo 'make demo             100,000 events through a throwaway server, compared with the truth'
 	@echo 'make demo KAFKA=1     the same through a throwaway Kafka'
+	@echo 'make demo REDIS=1     the same, and what a subscriber gets of it through a throwaway Redis'
 	@echo 'make check            every test, in servers and a broker of their own'
 	@echo 'make check T=name     one of them: sql/name.sql, specs/name.spec, t/name.pl, test/name.c ...'
 	@echo 'make accept           take the results that the last check saw as the expected ones'
@@ -74,11 +77,11 @@ deps:
 	@scripts/deps.sh build test
 
 demo:
-	@scripts/deps.sh build $(if $(filter-out 0,$(KAFKA)),kafka)
-	@KAFKA='$(KAFKA)' scripts/demo.sh
+	@scripts/deps.sh build $(if $(filter-out 0,$(KAFKA)),kafka) $(if $(filter-out 0,$(REDIS)),redis)
+	@KAFKA='$(KAFKA)' REDIS='$(REDIS)' scripts/demo.sh
 
 check:
-	@scripts/deps.sh build test $(if $(CI),kafka)
+	@scripts/deps.sh build test $(if $(CI),kafka redis clients)
 	@scripts/check.sh $(T)
 
 accept:

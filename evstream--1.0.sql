@@ -356,6 +356,70 @@ CREATE TABLE evstream.retries (
 COMMENT ON TABLE evstream.retries IS 'Dead letters on their way through the pipeline again';
 
 -- ---------------------------------------------------------------------------
+-- Subscribers' filters, and how far the notifier has sent
+-- ---------------------------------------------------------------------------
+
+-- Versions: a change ends one and makes another of the same filter_id, as a
+-- batch is matched with those that its snapshot sees.
+CREATE TABLE evstream.filters (
+	version_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	filter_id bigint NOT NULL,
+	subscriber_id text COLLATE "C" NOT NULL,
+	event_types text[] COLLATE "C",
+	user_tiers text[] COLLATE "C",
+	min_amount numeric,
+	user_ids text[] COLLATE "C",
+	properties jsonb,
+	-- a hash of the condition: equal ones of a subscriber are one filter
+	condition_key bigint NOT NULL,
+	created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	updated_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	made_xid xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
+	-- null: it holds
+	ended_xid xid8
+);
+CREATE SEQUENCE evstream.filter_id_seq;
+CREATE INDEX filters_made_xid_idx ON evstream.filters (made_xid);
+CREATE INDEX filters_ended_xid_idx ON evstream.filters (ended_xid) WHERE ended_xid IS NOT NULL;
+CREATE UNIQUE INDEX filters_filter_id_idx ON evstream.filters (filter_id) WHERE ended_xid IS NULL;
+CREATE UNIQUE INDEX filters_subscriber_id_idx ON evstream.filters (subscriber_id, condition_key) WHERE ended_xid IS NULL;
+COMMENT ON TABLE evstream.filters IS 'Versions of the subscribers'' filters';
+
+-- Subscribers whose last filter has gone: their streams expire.
+CREATE TABLE evstream.former_subscribers (
+	subscriber_id text COLLATE "C" PRIMARY KEY,
+	ended_xid xid8 NOT NULL,
+	ended_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	-- when the notifier let the stream expire; null: not yet
+	expires_at timestamptz
+);
+COMMENT ON TABLE evstream.former_subscribers IS 'Subscribers without filters, whose streams expire';
+
+-- A mirror of the cursors in Redis, a bit behind them.
+CREATE TABLE evstream.notifier_cursors (
+	log_id int NOT NULL,
+	log_partition int NOT NULL,
+	-- of the last event that was sent; null: there was none
+	received_at timestamptz,
+	event_id uuid,
+	-- batches up to here have been sent, those without events among them
+	passed_at timestamptz NOT NULL,
+	PRIMARY KEY (log_id, log_partition)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE evstream.notifier_cursors IS 'How far each partition was sent to Redis';
+
+-- One row.
+CREATE TABLE evstream.notifier_state (
+	singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+	-- milliseconds; epochs of streams are above it where they begin anew
+	epoch bigint NOT NULL DEFAULT 0,
+	-- whose transaction ids are in evstream.filters
+	filters_system bigint NOT NULL,
+	filters_database oid NOT NULL
+);
+COMMENT ON TABLE evstream.notifier_state IS 'Epochs of streams, and whose transaction ids the filters carry';
+
+-- ---------------------------------------------------------------------------
 -- First rows; pg_dump's output brings its own
 -- ---------------------------------------------------------------------------
 
@@ -369,6 +433,8 @@ BEGIN
 			FROM pg_catalog.pg_control_system() c, pg_catalog.pg_database d
 			WHERE d.datname = pg_catalog.current_database();
 		INSERT INTO evstream.state DEFAULT VALUES;
+		INSERT INTO evstream.notifier_state (filters_system, filters_database)
+			SELECT i.system_identifier, i.database_oid FROM evstream.identity i;
 		INSERT INTO evstream.outbox_current (current) VALUES (0);
 		INSERT INTO evstream.logs (log_id, kind) VALUES (1, 'embedded'), (2, 'retry');
 		INSERT INTO evstream.partitions (log_id, log_partition, generation, start_offset)
@@ -604,6 +670,183 @@ CREATE VIEW @extschema@.evstream_lag AS
 COMMENT ON VIEW @extschema@.evstream_lag IS 'How far consumption is behind, by partition, as the consumers last saw it';
 
 -- ---------------------------------------------------------------------------
+-- Subscribers
+-- ---------------------------------------------------------------------------
+
+CREATE VIEW @extschema@.evstream_filters AS
+	SELECT f.filter_id, f.subscriber_id, f.event_types, f.user_tiers, f.min_amount, f.user_ids,
+		f.properties, f.created_at, f.updated_at
+	FROM evstream.filters f
+	WHERE f.ended_xid IS NULL;
+COMMENT ON VIEW @extschema@.evstream_filters IS 'Filters that hold now; null in a column: any';
+
+CREATE FUNCTION evstream.lock_subscriber(subscriber_id text) RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'evstream_lock_subscriber';
+COMMENT ON FUNCTION evstream.lock_subscriber(text) IS 'Checks the id, and keeps others from changing the filters of this subscriber until the end of the transaction';
+
+CREATE FUNCTION evstream.filters_changed() RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'evstream_filters_changed';
+COMMENT ON FUNCTION evstream.filters_changed() IS 'To be called in each transaction that changes filters, so that matchers hear of it';
+
+CREATE FUNCTION evstream.filter_condition(INOUT event_types text[], INOUT user_tiers text[], INOUT min_amount numeric, INOUT user_ids text[], INOUT properties jsonb, OUT condition_key bigint)
+RETURNS record
+LANGUAGE c IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'evstream_filter_condition';
+COMMENT ON FUNCTION evstream.filter_condition(text[], text[], numeric, text[], jsonb) IS 'Checks a condition and gives it as it is kept: lists in order and without repeats';
+
+CREATE FUNCTION evstream.match(event_type text, user_id text, user_tier text, amount numeric, properties jsonb, snapshot pg_snapshot DEFAULT NULL)
+RETURNS SETOF text
+LANGUAGE c VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'evstream_match';
+COMMENT ON FUNCTION evstream.match(text, text, text, numeric, jsonb, pg_snapshot) IS 'Subscribers with a filter that matches such an event now, or did in that snapshot, by a matcher like the notifier''s';
+
+-- Within evstream.lock_subscriber(). A snapshot that is older than the lock may
+-- show filters that have gone: then the row is written in any case, and whoever
+-- reads it looks whether there are filters.
+CREATE FUNCTION evstream.note_former_subscriber(subscriber_id text) RETURNS void
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+	INSERT INTO evstream.former_subscribers (subscriber_id, ended_xid)
+		SELECT $1, pg_current_xact_id()
+		WHERE NOT EXISTS (SELECT FROM evstream.filters f WHERE f.subscriber_id = $1 AND f.ended_xid IS NULL)
+			OR current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted')
+		ON CONFLICT ON CONSTRAINT former_subscribers_pkey
+			DO UPDATE SET ended_xid = excluded.ended_xid, ended_at = excluded.ended_at, expires_at = NULL
+$$;
+COMMENT ON FUNCTION evstream.note_former_subscriber(text) IS 'Writes the row that lets a stream expire, where a subscriber has no filter any more';
+
+-- Locks the subscriber that has this filter, if there is one.
+CREATE FUNCTION evstream.lock_filter(filter_id bigint) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF $1 IS NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'null_value_not_allowed',
+			MESSAGE = 'filter_id must not be null';
+	END IF;
+	PERFORM evstream.lock_subscriber(f.subscriber_id) FROM evstream.filters f
+		WHERE f.filter_id = $1 AND f.ended_xid IS NULL;
+END
+$$;
+COMMENT ON FUNCTION evstream.lock_filter(bigint) IS 'Keeps others from changing the filters of the subscriber that this one belongs to';
+
+CREATE FUNCTION @extschema@.evstream_subscribe(subscriber_id text, event_types text[] DEFAULT NULL, user_tiers text[] DEFAULT NULL, min_amount numeric DEFAULT NULL, user_ids text[] DEFAULT NULL, properties jsonb DEFAULT NULL) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	condition record;
+	result bigint;
+BEGIN
+	PERFORM evstream.lock_subscriber($1);
+	SELECT * INTO condition FROM evstream.filter_condition($2, $3, $4, $5, $6);
+	SELECT f.filter_id INTO result FROM evstream.filters f
+		WHERE f.subscriber_id = $1 AND f.condition_key = condition.condition_key AND f.ended_xid IS NULL;
+	IF FOUND THEN
+		RETURN result;
+	END IF;
+
+	-- a conflict with one that an older snapshot does not show is an error of serialization
+	INSERT INTO evstream.filters AS f (filter_id, subscriber_id, event_types, user_tiers, min_amount, user_ids, properties, condition_key)
+		VALUES (nextval('evstream.filter_id_seq'), $1, condition.event_types, condition.user_tiers, condition.min_amount,
+			condition.user_ids, condition.properties, condition.condition_key)
+		ON CONFLICT DO NOTHING
+		RETURNING f.filter_id INTO STRICT result;
+	DELETE FROM evstream.former_subscribers s WHERE s.subscriber_id = $1;
+	PERFORM evstream.filters_changed();
+	RETURN result;
+END
+$$;
+COMMENT ON FUNCTION @extschema@.evstream_subscribe(text, text[], text[], numeric, text[], jsonb) IS 'Adds a filter to a subscriber; null: any; returns its id, or that of an equal one';
+
+CREATE FUNCTION @extschema@.evstream_filter_update(filter_id bigint, event_types text[] DEFAULT NULL, user_tiers text[] DEFAULT NULL, min_amount numeric DEFAULT NULL, user_ids text[] DEFAULT NULL, properties jsonb DEFAULT NULL) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	condition record;
+	old record;
+	equal bigint;
+BEGIN
+	SELECT * INTO condition FROM evstream.filter_condition($2, $3, $4, $5, $6);
+	PERFORM evstream.lock_filter($1);
+	SELECT f.version_id, f.subscriber_id, f.condition_key, f.created_at INTO old FROM evstream.filters f
+		WHERE f.filter_id = $1 AND f.ended_xid IS NULL;
+	IF NOT FOUND THEN
+		RETURN false;
+	END IF;
+	IF old.condition_key = condition.condition_key THEN
+		UPDATE evstream.filters f SET updated_at = now() WHERE f.version_id = old.version_id;
+		RETURN true;
+	END IF;
+	SELECT f.filter_id INTO equal FROM evstream.filters f
+		WHERE f.subscriber_id = old.subscriber_id AND f.condition_key = condition.condition_key AND f.ended_xid IS NULL;
+	IF FOUND THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'unique_violation',
+			MESSAGE = format('subscriber "%s" has an equal filter already', old.subscriber_id),
+			DETAIL = format('Filter %s has the same condition.', equal),
+			HINT = 'Remove one of the two with evstream_filter_remove().';
+	END IF;
+
+	UPDATE evstream.filters f SET ended_xid = pg_current_xact_id() WHERE f.version_id = old.version_id;
+	INSERT INTO evstream.filters (filter_id, subscriber_id, event_types, user_tiers, min_amount, user_ids, properties, condition_key, created_at)
+		VALUES ($1, old.subscriber_id, condition.event_types, condition.user_tiers, condition.min_amount,
+			condition.user_ids, condition.properties, condition.condition_key, old.created_at);
+	PERFORM evstream.filters_changed();
+	RETURN true;
+END
+$$;
+COMMENT ON FUNCTION @extschema@.evstream_filter_update(bigint, text[], text[], numeric, text[], jsonb) IS 'Replaces a filter; false: there is none of that id';
+
+CREATE FUNCTION @extschema@.evstream_filter_remove(filter_id bigint) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	subscriber text;
+BEGIN
+	PERFORM evstream.lock_filter($1);
+	UPDATE evstream.filters f SET ended_xid = pg_current_xact_id()
+		WHERE f.filter_id = $1 AND f.ended_xid IS NULL
+		RETURNING f.subscriber_id INTO subscriber;
+	IF NOT FOUND THEN
+		RETURN false;
+	END IF;
+	PERFORM evstream.note_former_subscriber(subscriber);
+	PERFORM evstream.filters_changed();
+	RETURN true;
+END
+$$;
+COMMENT ON FUNCTION @extschema@.evstream_filter_remove(bigint) IS 'Removes a filter; false: there is none of that id';
+
+CREATE FUNCTION @extschema@.evstream_unsubscribe(subscriber_id text) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	removed bigint;
+BEGIN
+	PERFORM evstream.lock_subscriber($1);
+	UPDATE evstream.filters f SET ended_xid = pg_current_xact_id()
+		WHERE f.subscriber_id = $1 AND f.ended_xid IS NULL;
+	GET DIAGNOSTICS removed = ROW_COUNT;
+	IF removed > 0 THEN
+		PERFORM evstream.note_former_subscriber($1);
+		PERFORM evstream.filters_changed();
+	END IF;
+	RETURN removed;
+END
+$$;
+COMMENT ON FUNCTION @extschema@.evstream_unsubscribe(text) IS 'Removes all filters of a subscriber; returns how many there were';
+
+CREATE FUNCTION @extschema@.evstream_backfill(subscriber_id text, since timestamptz, max_rows int DEFAULT 1000, after_event_id uuid DEFAULT NULL)
+RETURNS TABLE (event_id uuid, user_id text, event_type text, occurred_at timestamptz, received_at timestamptz,
+	item_id text, amount numeric, user_tier text, properties jsonb, topic text, log_partition int, log_offset bigint, traceparent text)
+LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'evstream_backfill';
+COMMENT ON FUNCTION @extschema@.evstream_backfill(text, timestamptz, int, uuid) IS 'Stored events from a time on that the filters of a subscriber match, in the order in which they were received';
+
+-- ---------------------------------------------------------------------------
 -- Operating
 -- ---------------------------------------------------------------------------
 
@@ -618,6 +861,9 @@ BEGIN
 		WHERE d.datname = current_database()
 		ON CONFLICT DO NOTHING;
 	INSERT INTO evstream.state DEFAULT VALUES ON CONFLICT DO NOTHING;
+	INSERT INTO evstream.notifier_state (filters_system, filters_database)
+		SELECT i.system_identifier, i.database_oid FROM evstream.identity i
+		ON CONFLICT DO NOTHING;
 	INSERT INTO evstream.outbox_current (current) VALUES (0) ON CONFLICT DO NOTHING;
 	INSERT INTO evstream.logs (log_id, kind) VALUES (1, 'embedded'), (2, 'retry') ON CONFLICT DO NOTHING;
 	INSERT INTO evstream.partitions (log_id, log_partition, generation, start_offset)
@@ -1076,7 +1322,18 @@ BEGIN
 	IF COALESCE(current_setting('evstream.redis_url', true), '') = '' THEN
 		RETURN QUERY VALUES ('redis', 'off', 'evstream.redis_url is empty: there is no fan-out', NULL);
 	ELSIF NOT EXISTS (SELECT FROM evstream.workers() w WHERE w.pid IS NOT NULL AND w.role = 'notifier') THEN
-		RETURN QUERY VALUES ('redis', 'degraded', 'no notifier runs', NULL);
+		RETURN QUERY VALUES ('redis', 'degraded', 'no notifier runs', 'See the component workers, and evstream_workers.');
+	ELSE
+		RETURN QUERY SELECT 'redis', 'degraded', format('events that were stored %s ago are not in Redis yet', date_trunc('second', now() - b.oldest)),
+			'If nothing else is said of Redis, the notifier is behind: fewer or narrower filters make it faster.'
+			FROM (SELECT min(l.last_received_at) AS oldest
+				FROM evstream.batch_log l LEFT JOIN evstream.notifier_cursors c USING (log_id, log_partition)
+				WHERE l.last_received_at > COALESCE(c.passed_at, '-infinity')) b
+			WHERE b.oldest < now() - interval '60 s';
+		IF NOT current_setting('evstream.store_events')::boolean THEN
+			RETURN QUERY VALUES ('redis', 'degraded', 'evstream.store_events is off: events that are not stored are not sent to Redis',
+				'Turn evstream.store_events on.');
+		END IF;
 	END IF;
 
 	RETURN QUERY SELECT p.component, p.level, p.message, p.hint
@@ -1222,6 +1479,12 @@ AS $$
 		('read', 'SELECT ON', '@extschema@.evstream_daily_totals'),
 		('read', 'SELECT ON', '@extschema@.evstream_events'),
 		('read', 'EXECUTE ON FUNCTION', '@extschema@.evstream_wait(interval,boolean)'),
+		('subscribe', 'EXECUTE ON FUNCTION', '@extschema@.evstream_subscribe(text,text[],text[],numeric,text[],jsonb)'),
+		('subscribe', 'EXECUTE ON FUNCTION', '@extschema@.evstream_filter_update(bigint,text[],text[],numeric,text[],jsonb)'),
+		('subscribe', 'EXECUTE ON FUNCTION', '@extschema@.evstream_filter_remove(bigint)'),
+		('subscribe', 'EXECUTE ON FUNCTION', '@extschema@.evstream_unsubscribe(text)'),
+		('subscribe', 'EXECUTE ON FUNCTION', '@extschema@.evstream_backfill(text,timestamptz,int,uuid)'),
+		('subscribe', 'SELECT ON', '@extschema@.evstream_filters'),
 		('operate', 'EXECUTE ON FUNCTION', '@extschema@.evstream_pause()'),
 		('operate', 'EXECUTE ON FUNCTION', '@extschema@.evstream_resume()'),
 		('operate', 'EXECUTE ON FUNCTION', '@extschema@.evstream_restart()'),
@@ -1258,7 +1521,7 @@ BEGIN
 		RAISE EXCEPTION USING
 			ERRCODE = 'invalid_parameter_value',
 			MESSAGE = format('unknown privilege: %s', COALESCE(quote_literal(privilege), 'null')),
-			HINT = 'The privileges are track, read and operate.';
+			HINT = 'The privileges are track, read, subscribe and operate.';
 	END IF;
 END
 $$;
@@ -1280,7 +1543,7 @@ BEGIN
 	END LOOP;
 END
 $$;
-COMMENT ON FUNCTION @extschema@.evstream_grant(regrole, text) IS 'Gives a role the privilege track, read or operate';
+COMMENT ON FUNCTION @extschema@.evstream_grant(regrole, text) IS 'Gives a role the privilege track, read, subscribe or operate';
 
 CREATE FUNCTION evstream.holds_privilege(role regrole, privilege text) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
@@ -1306,7 +1569,7 @@ BEGIN
 		SELECT o.kind, o.object FROM evstream.privilege_objects(privilege) o
 		-- what another privilege of the role opens too stays
 		WHERE NOT EXISTS (
-			SELECT FROM unnest(ARRAY['track', 'read', 'operate']) other (name)
+			SELECT FROM unnest(ARRAY['track', 'read', 'subscribe', 'operate']) other (name)
 			WHERE other.name <> evstream_revoke.privilege
 				AND evstream.holds_privilege(evstream_revoke.role, other.name)
 				AND (o.kind, o.object) IN (SELECT p.kind, p.object FROM evstream.privilege_objects(other.name) p))

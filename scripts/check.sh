@@ -89,7 +89,7 @@ fi
 
 # Tests run in a copy: the user that runs PostgreSQL may not read or write here.
 mkdir -p "$TMP/tree" "$TMP/log" "$TMP/home"
-for d in sql expected specs t test bench scripts src; do
+for d in sql expected specs t test bench scripts examples src; do
 	[ ! -e "$d" ] || cp -a "$d" "$TMP/tree/"
 done
 # A new test has no expected file yet: then all that it gives is a difference.

@@ -3,7 +3,7 @@
 # Installs, by apt, the Debian packages that the named groups need and that are
 # missing; does nothing, quickly, where all is there.
 #
-# usage: deps.sh [build] [test] [kafka] [format]
+# usage: deps.sh [build] [test] [kafka] [redis] [clients] [format]
 
 set -euo pipefail
 
@@ -45,13 +45,21 @@ for group; do
 			need libc6-dev header stdio.h
 			need "postgresql${version:+-$version}" server
 			need "postgresql-server-dev-${version:-all}" pgxs
-			need librdkafka-dev header librdkafka/rdkafka.h ;;
+			need librdkafka-dev header librdkafka/rdkafka.h
+			need libhiredis-dev header hiredis/hiredis.h ;;
 		test)
 			need perl command -v prove
-			need libipc-run-perl perl -MIPC::Run -e 1 ;;
+			need libipc-run-perl perl -MIPC::Run -e 1
+			need redis-server command -v redis-server
+			need redis-tools command -v redis-cli ;;
 		kafka)
 			need openjdk-17-jre-headless java17
 			need maven command -v mvn ;;
+		redis)
+			need redis-server command -v redis-server
+			need python3 command -v python3 ;;
+		clients)
+			need nodejs command -v node ;;
 		format)
 			need clang-format command -v clang-format ;;
 		*)

@@ -54,6 +54,9 @@ end_servers()
 	while read -r file; do
 		"$REPO/scripts/kafka.sh" kill "$(dirname "$file")" 2>/dev/null || true
 	done < <(find "$1" -name kafka.pid 2>/dev/null)
+	while read -r file; do
+		"$REPO/scripts/redis.sh" kill "$(dirname "$file")" 2>/dev/null || true
+	done < <(find "$1" -name redis.pid 2>/dev/null)
 }
 
 # A port of 127.0.0.1 on which nobody listens.

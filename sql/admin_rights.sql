@@ -2,21 +2,23 @@
 \set SHOW_CONTEXT never
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS evstream;
-DROP ROLE IF EXISTS regress_ev_none, regress_ev_track, regress_ev_read, regress_ev_operate, regress_ev_monitor;
+DROP ROLE IF EXISTS regress_ev_none, regress_ev_track, regress_ev_read, regress_ev_subscribe, regress_ev_operate, regress_ev_monitor;
 RESET client_min_messages;
 CREATE ROLE regress_ev_none;
 CREATE ROLE regress_ev_track;
 CREATE ROLE regress_ev_read;
+CREATE ROLE regress_ev_subscribe;
 CREATE ROLE regress_ev_operate;
 CREATE ROLE regress_ev_monitor;
 GRANT pg_monitor TO regress_ev_monitor;
 SELECT evstream_grant('regress_ev_track', 'track');
 SELECT evstream_grant('regress_ev_read', 'read');
+SELECT evstream_grant('regress_ev_subscribe', 'subscribe');
 SELECT evstream_grant('regress_ev_operate', 'operate');
 
 CREATE TEMPORARY VIEW rights AS
 	SELECT o.object, string_agg(r.role, ' ' ORDER BY r.ordinality) FILTER (WHERE o.opens) AS roles
-	FROM unnest(ARRAY['none', 'track', 'read', 'operate', 'monitor']) WITH ORDINALITY r (role, ordinality)
+	FROM unnest(ARRAY['none', 'track', 'read', 'subscribe', 'operate', 'monitor']) WITH ORDINALITY r (role, ordinality)
 	CROSS JOIN LATERAL (
 		SELECT p.oid::regprocedure::text AS object, has_function_privilege('regress_ev_' || r.role, p.oid, 'EXECUTE') AS opens
 		FROM pg_proc p
@@ -69,6 +71,16 @@ SELECT count(*) >= 0 AS ok FROM evstream_events;
 SELECT count(*) FROM evstream_dead_letters;
 SELECT evstream_track('u', 'view');
 SELECT count(*) FROM evstream.events;
+SELECT evstream_subscribe('s');
+SET ROLE regress_ev_subscribe;
+BEGIN;
+SELECT evstream_subscribe('s') > 0 AS ok;
+SELECT evstream_filter_update(filter_id, min_amount => 1) FROM evstream_filters;
+SELECT count(*) FROM evstream_backfill('s', 'infinity');
+SELECT evstream_filter_remove(filter_id), evstream_unsubscribe(subscriber_id) FROM evstream_filters;
+ROLLBACK;
+SELECT count(*) FROM evstream_events;
+SELECT evstream.match('view', 'u', NULL, NULL, NULL);
 SET ROLE regress_ev_operate;
 SELECT jsonb_typeof(evstream_health()) AS health, evstream_metrics() LIKE '# HELP %' AS metrics;
 SELECT count(*) >= 0 AS ok FROM evstream_workers;
@@ -91,8 +103,9 @@ SELECT evstream_revoke('regress_ev_track', 'track');
 SELECT object FROM rights WHERE 'track' = ANY (string_to_array(roles, ' ')) ORDER BY object;
 SELECT evstream_revoke('regress_ev_track', 'read');
 SELECT evstream_revoke('regress_ev_read', 'read');
+SELECT evstream_revoke('regress_ev_subscribe', 'subscribe');
 SELECT evstream_revoke('regress_ev_operate', 'operate');
-SELECT object, roles FROM rights WHERE roles ~ 'track|read|operate' ORDER BY object;
+SELECT object, roles FROM rights WHERE roles ~ 'track|read|subscribe|operate' ORDER BY object;
 
 -- errors
 SELECT evstream_grant('regress_ev_none', 'everything');
@@ -101,4 +114,4 @@ SELECT evstream_grant(NULL, 'read');
 SELECT evstream_grant('regress_ev_nobody', 'read');
 SELECT evstream_revoke('regress_ev_none', '');
 
-DROP ROLE regress_ev_none, regress_ev_track, regress_ev_read, regress_ev_operate, regress_ev_monitor;
+DROP ROLE regress_ev_none, regress_ev_track, regress_ev_read, regress_ev_subscribe, regress_ev_operate, regress_ev_monitor;

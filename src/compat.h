@@ -125,4 +125,15 @@ compat_parse_interval(const char *text, Interval *span)
 #include "varatt.h"
 #endif
 
+/*
+ * The functions by which the server writes to its client, for who asks for
+ * them and includes this file last.  For the connection's struct, which is not
+ * of interest here, libpq.h wants the headers of Kerberos where the server was
+ * built with it; they are not among what an extension is built with.
+ */
+#ifdef COMPAT_WANT_COMM_METHODS
+#undef ENABLE_GSS
+#include "libpq/libpq.h"
+#endif
+
 #endif /* EVSTREAM_COMPAT_H */

@@ -180,6 +180,8 @@ store_range(BatchRecord *records, int nrecords, BatchHeaders headers,
 			}
 			batch_stored(&unit.batch);
 			status_count(unit.batch.nstored, 1);
+			if (setting_redis_url[0] != '\0')
+				status_wake(MyDatabaseId, ROLE_NOTIFIER);
 			if (unit.batch.ndead > 0)
 				status_dead_letters_add(MyDatabaseId, unit.batch.ndead);
 			return true;

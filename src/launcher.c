@@ -597,7 +597,7 @@ no_place(const StartPlan *plan)
 						   missing),
 				 errhint("Set max_worker_processes to at least %d and restart the server. "
 						 "evstream needs 1 for its launcher and, for each database, 2, or with "
-						 "Kafka 2 plus evstream.consumers.",
+						 "Kafka 2 plus evstream.consumers, and 1 more with Redis.",
 						 max_worker_processes + missing + 1)));
 		warned_missing = missing;
 	}

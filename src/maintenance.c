@@ -18,6 +18,7 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/date.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "dedupe.h"
@@ -475,11 +476,15 @@ recount_dead_letters(void)
 /*
  * Moves rows of earlier generations, and all but the newest 100 of the present
  * one, into the ranges of consumed offsets.  One statement, so that a reader of
- * both tables sees each offset in one of them.
+ * both tables sees each offset in one of them.  With Redis a row waits until
+ * the notifier has passed its batch.
  */
 static void
 merge_batch_log(void *arg)
 {
+	Oid types[] = {BOOLOID};
+	Datum values[] = {BoolGetDatum(setting_redis_url[0] != '\0')};
+
 	execute("WITH kept AS ("
 			"  SELECT p.log_id, p.log_partition, p.generation,"
 			"   (SELECT b.from_offset FROM evstream.batch_log b"
@@ -492,6 +497,9 @@ merge_batch_log(void *arg)
 			"   WHERE b.log_id = k.log_id AND b.log_partition = k.log_partition"
 			"    AND (b.generation < k.generation"
 			"     OR b.generation = k.generation AND b.from_offset < k.from_offset)"
+			"    AND (NOT $1 OR b.last_received_at IS NULL OR EXISTS ("
+			"     SELECT FROM evstream.notifier_cursors c WHERE c.log_id = b.log_id"
+			"      AND c.log_partition = b.log_partition AND c.passed_at >= b.last_received_at))"
 			"   RETURNING b.log_id, b.log_partition, b.from_offset, b.to_offset"
 			" ), ranges AS ("
 			"  SELECT g.log_id, g.log_partition,"
@@ -500,7 +508,55 @@ merge_batch_log(void *arg)
 			" )"
 			" UPDATE evstream.partitions p SET consumed = p.consumed + r.consumed"
 			"  FROM ranges r WHERE p.log_id = r.log_id AND p.log_partition = r.log_partition",
-			0, NULL, NULL);
+			1, types, values);
+}
+
+/* ---- filters that have ended ---- */
+
+#define FILTERS_EVERY (10 * USECS_PER_SEC)
+
+static MemoryContext filters_context = NULL;
+static char *filters_snapshot = NULL; /* of the last turn; NULL: none yet */
+
+/*
+ * Removes versions of filters that no batch needs any more.  The snapshot of a
+ * batch may be older than its row, which is not to be seen before its commit: so
+ * only those go that had ended at the last turn, and only when all transactions
+ * of that time are over, so that the rows of their batches can be seen.
+ */
+static void
+prune_filters(void *arg)
+{
+	Oid types[] = {TEXTOID, BOOLOID};
+	Datum values[] = {(Datum) 0, BoolGetDatum(setting_redis_url[0] != '\0')};
+	bool over = false;
+	Datum now;
+
+	if (filters_snapshot != NULL)
+	{
+		values[0] = CStringGetTextDatum(filters_snapshot);
+		execute("SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())"
+				" >= pg_catalog.pg_snapshot_xmax($1::pg_snapshot)",
+				1, types, values);
+		over = DatumGetBool(first_value(BoolGetDatum(false)));
+		if (!over)
+			return;
+		execute("DELETE FROM evstream.filters f WHERE f.ended_xid IS NOT NULL"
+				" AND pg_catalog.pg_visible_in_snapshot(f.ended_xid, $1::pg_snapshot)"
+				" AND (NOT $2 OR NOT EXISTS ("
+				"  SELECT FROM evstream.batch_log b"
+				"   LEFT JOIN evstream.notifier_cursors c USING (log_id, log_partition)"
+				"   WHERE (c.passed_at IS NULL OR b.last_received_at > c.passed_at)"
+				"    AND NOT pg_catalog.pg_visible_in_snapshot(f.ended_xid, b.snapshot)))",
+				2, types, values);
+	}
+	execute("SELECT pg_catalog.pg_current_snapshot()::text", 0, NULL, NULL);
+	now = first_value((Datum) 0);
+	if (filters_context == NULL)
+		filters_context = AllocSetContextCreate(TopMemoryContext, "evstream filters",
+												ALLOCSET_SMALL_SIZES);
+	MemoryContextReset(filters_context);
+	filters_snapshot = MemoryContextStrdup(filters_context, TextDatumGetCString(now));
 }
 
 /* ---- the worker ---- */
@@ -525,6 +581,7 @@ evstream_maintenance_main(Datum main_arg)
 	DateADT prepared_day = 0;
 	TimestampTz next_retention = 0;
 	TimestampTz next_stats = 0;
+	TimestampTz next_filters = 0;
 
 	worker_begin(main_arg, ROLE_MAINTENANCE);
 
@@ -561,6 +618,11 @@ evstream_maintenance_main(Datum main_arg)
 		ok &= worker_run("emptying the outbox", outbox_empty, NULL, NULL);
 		ok &= worker_run("closing a segment of ids", dedupe_rotate, NULL, NULL);
 		ok &= worker_run("merging the batch log", merge_batch_log, NULL, NULL);
+		if (turn.now >= next_filters)
+		{
+			ok &= worker_run("removing old filters", prune_filters, NULL, NULL);
+			next_filters = turn.now + FILTERS_EVERY;
+		}
 		ok &= recount_dead_letters();
 
 		if (turn.now >= next_retention)

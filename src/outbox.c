@@ -463,10 +463,59 @@ evstream_outbox_oldest_waiting(PG_FUNCTION_ARGS)
 	PG_RETURN_INTERVAL_P(result);
 }
 
+/* ---- fan-out ---- */
+
+/* What was received of a partition */
+typedef struct ReceivedEnd
+{
+	int32		log_id;
+	int32		partition;
+	TimestampTz received_at;
+} ReceivedEnd;
+
+/* Of all partitions, in the given context. */
+static List *
+received_ends(MemoryContext context)
+{
+	List	   *ends = NIL;
+	uint64		n = outbox_execute("SELECT log_id, log_partition, max(last_received_at) FROM evstream.batch_log"
+								   " WHERE last_received_at IS NOT NULL GROUP BY 1, 2",
+								   0, NULL, NULL, SPI_OK_SELECT);
+	MemoryContext old = MemoryContextSwitchTo(context);
+
+	for (uint64 row = 0; row < n; row++)
+	{
+		ReceivedEnd *end = palloc(sizeof(ReceivedEnd));
+
+		end->log_id = DatumGetInt32(sql_column(row, 1, NULL));
+		end->partition = DatumGetInt32(sql_column(row, 2, NULL));
+		end->received_at = DatumGetTimestampTz(sql_column(row, 3, NULL));
+		ends = lappend(ends, end);
+	}
+	MemoryContextSwitchTo(old);
+	return ends;
+}
+
+/* Has the notifier passed these?  Takes those that it has from the list. */
+static bool
+is_fanned_out(List **ends)
+{
+	while (*ends != NIL)
+	{
+		ReceivedEnd *end = linitial(*ends);
+
+		if (status_notified_at(MyDatabaseId, end->log_id, end->partition) < end->received_at)
+			return false;
+		*ends = list_delete_first(*ends);
+	}
+	return true;
+}
+
 /*
  * evstream_wait(timeout interval, fan_out boolean) returns boolean
  *
- * True once all that was committed before the call is stored.  Each turn looks
+ * True once all that was committed before the call is stored, and, if fan_out
+ * and where that is configured, in Redis.  Each turn looks
  * with the latest snapshot, also in a REPEATABLE READ transaction, whose own
  * would never see the position move.
  */
@@ -478,6 +527,9 @@ evstream_wait(PG_FUNCTION_ARGS)
 	Datum		snapshot = (Datum) 0;
 	MemoryContext here = CurrentMemoryContext;
 	long		pause_ms = 2;
+	bool		fan_out = !PG_ARGISNULL(1) && PG_GETARG_BOOL(1) && status_fans_out(MyDatabaseId);
+	List	   *notified = NIL;
+	bool		ends_known = false;
 
 	if (RecoveryInProgress())
 		ereport(ERROR,
@@ -505,6 +557,12 @@ evstream_wait(PG_FUNCTION_ARGS)
 			}
 			position = outbox_stored_position();
 			waiting = snapshot == (Datum) 0 || first_waiting(&position, snapshot, NULL);
+			/* what has to be in Redis, once all of it is stored */
+			if (!waiting && fan_out && !ends_known)
+			{
+				notified = received_ends(here);
+				ends_known = true;
+			}
 		}
 		PG_FINALLY();
 		{
@@ -513,7 +571,7 @@ evstream_wait(PG_FUNCTION_ARGS)
 		PG_END_TRY();
 		PopActiveSnapshot();
 		SPI_finish();
-		if (!waiting)
+		if (!waiting && (!fan_out || is_fanned_out(&notified)))
 			PG_RETURN_BOOL(true);
 		now = GetCurrentTimestamp();
 		if (now >= until)

@@ -38,15 +38,17 @@ typedef struct Parent
 	const char *constraint; /* within the column list, or "" */
 	const char *storage;    /* behind it, or "" */
 	const char *index;      /* columns of a further index, or NULL */
+	const char *brin;       /* column of a block range index, or NULL */
 } Parent;
 
-static const Parent events_parent = {"events", "", "", "log_id, log_partition, log_offset"};
+static const Parent events_parent = {"events", "", "", "log_id, log_partition, log_offset",
+									 "received_at"};
 
 static const Parent stats_parents[] = {
 	[PARTITION_COUNTS] = {"daily_counts", ", PRIMARY KEY (user_id, day, event_type)",
-						  " WITH (fillfactor = 80)", NULL},
+						  " WITH (fillfactor = 80)", NULL, NULL},
 	[PARTITION_ITEMS] = {"daily_items", ", PRIMARY KEY (user_id, item_id, day)",
-						 " WITH (fillfactor = 80)", NULL},
+						 " WITH (fillfactor = 80)", NULL, NULL},
 };
 
 static Oid
@@ -202,6 +204,11 @@ make_leaf(const Parent *parent, const char *name)
 			parent->constraint, parent->storage);
 	if (parent->index != NULL)
 		execute("CREATE INDEX ON evstream.%s (%s)", name, parent->index);
+	/* Ranges so large that autovacuum, which looks once in a minute, is not asked for too many. */
+	if (parent->brin != NULL)
+		execute("CREATE INDEX ON evstream.%s USING brin (%s)"
+				" WITH (pages_per_range = 512, autosummarize = on)",
+				name, parent->brin);
 	if (owner != GetUserId())
 		execute("ALTER TABLE evstream.%s OWNER TO %s", name,
 				quote_identifier(GetUserNameFromId(owner, false)));

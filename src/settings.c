@@ -52,7 +52,10 @@ char *setting_stream_ttl;
 char *setting_time_zone;
 char *setting_traceparent;
 
-/* Those that a worker takes at its start. */
+/*
+ * Those that a worker takes at its start.  Not notify_channels: the notifier
+ * takes a change as it runs, and so loses no notification by it.
+ */
 static const char *const worker_settings[] = {
 	"evstream.batch_size",        "evstream.consumers",
 	"evstream.dead_letter_limit", "evstream.dead_letter_retention",
@@ -62,12 +65,11 @@ static const char *const worker_settings[] = {
 	"evstream.kafka_partitions",  "evstream.kafka_read_topics",
 	"evstream.kafka_start",       "evstream.kafka_topic",
 	"evstream.max_clock_skew",    "evstream.max_event_bytes",
-	"evstream.notify_channels",   "evstream.publish_all",
-	"evstream.redis_prefix",      "evstream.redis_url",
-	"evstream.retention",         "evstream.secrets_file",
-	"evstream.stats_retention",   "evstream.store_events",
-	"evstream.stream_maxlen",     "evstream.stream_ttl",
-	"evstream.time_zone",
+	"evstream.publish_all",       "evstream.redis_prefix",
+	"evstream.redis_url",         "evstream.retention",
+	"evstream.secrets_file",      "evstream.stats_retention",
+	"evstream.store_events",      "evstream.stream_maxlen",
+	"evstream.stream_ttl",        "evstream.time_zone",
 };
 
 static void

@@ -14,6 +14,7 @@
 #include "compat.h"
 #include "event.h"
 #include "kafka.h"
+#include "redis.h"
 #include "settings.h"
 #include "settings_check.h"
 
@@ -284,6 +285,14 @@ check_redis_url(char **newval, void **extra, GucSource source)
 	}
 	if (strncmp(url, "redis://", 8) == 0)
 		rest = url + 8;
+	else if (strncmp(url, "rediss://", 9) == 0 && !redis_has_tls())
+	{
+		GUC_check_errcode(ERRCODE_FEATURE_NOT_SUPPORTED);
+		GUC_check_errmsg("this build of evstream has no TLS for Redis");
+		GUC_check_errdetail("TLS came with version 1.0 of the library hiredis.");
+		GUC_check_errhint("Use redis:// or unix://, or build evstream with hiredis 1.0 or later.");
+		return false;
+	}
 	else if (strncmp(url, "rediss://", 9) == 0)
 		rest = url + 9;
 	else

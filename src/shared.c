@@ -135,6 +135,8 @@ shared_wanted(const DatabaseEntry *db, WorkerRole role)
 			return db->kafka ? db->consumers : 1;
 		case ROLE_RELAY:
 			return db->kafka ? 1 : 0;
+		case ROLE_NOTIFIER:
+			return db->redis ? 1 : 0;
 		default:
 			return 0;
 	}

@@ -146,6 +146,15 @@ typedef struct LagEntry
 	char topic[TOPIC_SIZE]; /* "": embedded */
 } LagEntry;
 
+/* How far the fan-out of a partition is. */
+typedef struct NotifiedEntry
+{
+	Oid dboid; /* InvalidOid: free */
+	int32 log_id;
+	int32 partition;
+	TimestampTz passed_at;
+} NotifiedEntry;
+
 typedef struct SharedState
 {
 	LWLock *lock;
@@ -160,6 +169,8 @@ typedef struct SharedState
 	DatabaseEntry databases[SHARED_DATABASES];
 	DatabaseHold holds[SHARED_HOLDS];
 	LagEntry lags[SHARED_LAGS];
+	int nnotified; /* entries that were ever used; under lag_lock, too */
+	NotifiedEntry notified[SHARED_LAGS];
 	WorkerSlot slots[FLEXIBLE_ARRAY_MEMBER];
 } SharedState;
 

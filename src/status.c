@@ -294,6 +294,89 @@ status_lag_clear(void)
 	own_nlags = 0;
 }
 
+/* ---- fan-out ---- */
+
+bool
+status_fans_out(Oid dboid)
+{
+	DatabaseEntry *db;
+	bool result;
+
+	if (shared == NULL)
+		return false;
+	LWLockAcquire(shared->lock, LW_SHARED);
+	db = shared_database(dboid);
+	result = db != NULL && db->redis && db->enabled;
+	LWLockRelease(shared->lock);
+	return result;
+}
+
+void
+status_notified(int32 log_id, int32 partition, TimestampTz passed_at)
+{
+	NotifiedEntry *entry = NULL;
+
+	if (own_slot == NULL)
+		return;
+	LWLockAcquire(shared->lag_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < shared->nnotified; i++)
+	{
+		NotifiedEntry *candidate = &shared->notified[i];
+
+		if (candidate->dboid == own_slot->dboid && candidate->log_id == log_id &&
+			candidate->partition == partition)
+		{
+			entry = candidate;
+			break;
+		}
+		if (!OidIsValid(candidate->dboid) && entry == NULL)
+			entry = candidate;
+	}
+	if (entry == NULL && shared->nnotified < SHARED_LAGS)
+		entry = &shared->notified[shared->nnotified++];
+	if (entry != NULL)
+	{
+		entry->dboid = own_slot->dboid;
+		entry->log_id = log_id;
+		entry->partition = partition;
+		entry->passed_at = passed_at;
+	}
+	LWLockRelease(shared->lag_lock);
+}
+
+void
+status_notified_clear(void)
+{
+	if (own_slot == NULL)
+		return;
+	LWLockAcquire(shared->lag_lock, LW_EXCLUSIVE);
+	for (int i = 0; i < shared->nnotified; i++)
+	{
+		if (shared->notified[i].dboid == own_slot->dboid)
+			shared->notified[i].dboid = InvalidOid;
+	}
+	LWLockRelease(shared->lag_lock);
+}
+
+TimestampTz
+status_notified_at(Oid dboid, int32 log_id, int32 partition)
+{
+	TimestampTz result = 0;
+
+	if (shared == NULL)
+		return 0;
+	LWLockAcquire(shared->lag_lock, LW_SHARED);
+	for (int i = 0; i < shared->nnotified; i++)
+	{
+		const NotifiedEntry *entry = &shared->notified[i];
+
+		if (entry->dboid == dboid && entry->log_id == log_id && entry->partition == partition)
+			result = entry->passed_at;
+	}
+	LWLockRelease(shared->lag_lock);
+	return result;
+}
+
 /* ---- dead letters ---- */
 
 /*

@@ -80,6 +80,20 @@ extern void status_lag(int32 log_id, const char *topic /* NULL: embedded */ ,
 /* Forget the entries of this worker (on a new assignment). */
 extern void status_lag_clear(void);
 
+/* ---- fan-out: how far the notifier is, for evstream_wait() ---- */
+
+/* Are events of this database sent to Redis? */
+extern bool status_fans_out(Oid dboid);
+
+/* All events of a partition that were received until then are in Redis. */
+extern void status_notified(int32 log_id, int32 partition, TimestampTz passed_at);
+
+/* Forget the entries of this worker's database. */
+extern void status_notified_clear(void);
+
+/* 0: not known. */
+extern TimestampTz status_notified_at(Oid dboid, int32 log_id, int32 partition);
+
 /* ---- dead letters: an upper bound of their number; negative = not known ---- */
 
 extern int64 status_dead_letters(Oid dboid);

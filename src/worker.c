@@ -11,6 +11,8 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xlog_internal.h"
 #include "catalog/pg_extension.h"
 #include "commands/extension.h"
 #include "executor/spi.h"
@@ -258,6 +260,12 @@ worker_check(void)
 bool
 worker_wait(int fd, long timeout_ms)
 {
+	return worker_wait_for(fd, false, timeout_ms);
+}
+
+bool
+worker_wait_for(int fd, bool to_write, long timeout_ms)
+{
 	int events = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH;
 	int seen;
 
@@ -270,12 +278,14 @@ worker_wait(int fd, long timeout_ms)
 	worker_check();
 	if (fd >= 0)
 		events |= WL_SOCKET_READABLE;
+	if (fd >= 0 && to_write)
+		events |= WL_SOCKET_WRITEABLE;
 	seen = WaitLatchOrSocket(MyLatch, events, fd >= 0 ? fd : PGINVALID_SOCKET, Max(timeout_ms, 0),
 							 PG_WAIT_EXTENSION);
 	if (seen & WL_LATCH_SET)
 		ResetLatch(MyLatch);
 	worker_check();
-	return (seen & WL_SOCKET_READABLE) != 0;
+	return (seen & (WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE)) != 0;
 }
 
 void
@@ -300,6 +310,20 @@ worker_backoff(void)
 }
 
 /* ---- the unit of work ---- */
+
+void
+worker_flush_log(void)
+{
+	XLogRecPtr end = GetXLogInsertRecPtr();
+
+	/*
+	 * At the end of a page that is where the next record will be, behind a page
+	 * header that is not written yet, and cannot be flushed.
+	 */
+	if (end % XLOG_BLCKSZ == SizeOfXLogShortPHD || end % XLOG_BLCKSZ == SizeOfXLogLongPHD)
+		end -= end % XLOG_BLCKSZ;
+	XLogFlush(end);
+}
 
 const char *
 worker_last_error(void)

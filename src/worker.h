@@ -45,6 +45,9 @@ extern void worker_begin(Datum main_arg, WorkerRole role);
  */
 extern bool worker_wait(int fd, long timeout_ms);
 
+/* The same, but if to_write also for fd to become writable. */
+extern bool worker_wait_for(int fd, bool to_write, long timeout_ms);
+
 /* CHECK_FOR_INTERRUPTS and what worker_wait does for signals, without waiting. */
 extern void worker_check(void);
 
@@ -61,6 +64,12 @@ typedef void (*WorkerUnit) (void *arg);
  */
 extern bool worker_run(const char *what, WorkerUnit unit, void *arg,
 					   int *sqlerrcode);
+
+/*
+ * Writes to disk all that was logged before, so that no crash takes back what
+ * this process has read.
+ */
+extern void worker_flush_log(void);
 
 /* Waits a growing, jittered delay (100 ms to 30 s; on the latch); a successful worker_run() makes it small again. */
 extern void worker_backoff(void);

@@ -224,7 +224,7 @@ for my $case (
 }
 is(count_log($node, qr/hunter2/), 0, 'no secret in the log');
 for my $good ([ 'stats_retention', '' ], [ 'retention', 'P30D' ], [ 'kafka_start', '2026-11-20 12:00:00+01' ],
-	[ 'kafka_start', '2026-11-20' ], [ 'redis_url', 'rediss://[::1]:6379/1' ], [ 'redis_url', 'unix:///run/redis.sock' ],
+	[ 'kafka_start', '2026-11-20' ], [ 'redis_url', 'redis://[::1]:6379/1' ], [ 'redis_url', 'unix:///run/redis.sock' ],
 	[ 'kafka_options', 'linger.ms=5' ], [ 'time_zone', 'Europe/Berlin' ], [ 'max_event_bytes', '2MB' ],
 	[ 'traceparent', '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01' ])
 {

@@ -44,6 +44,7 @@ our @EXPORT = qw(
   kafka_start kafka_stop kafka_kill kafka_pause kafka_continue kafka_address
   make_topic alter_topic delete_topic trim_topic watermarks group_offsets commit_offset
   produce consume
+  redis_start redis_stop redis_kill redis_freeze redis_thaw redis_cli redis_lines redis_stream redis_port
   evgen evgen_start compare_truth
 );
 
@@ -279,6 +280,111 @@ sub consume
 		push @records, \%record;
 	}
 	return @records;
+}
+
+# ---- Redis: one for each test file ----
+
+my ($redis_dir, $redis_port, $redis_pid, $redis_password);
+
+# Start Redis, with an append-only file that is written at each command, or start
+# it again with its data; gives its URL. The arguments are lines of configuration,
+# kept until others are given; only => "..." replaces ours.
+my @redis_conf;
+
+sub redis_start
+{
+	my @lines = @_;
+	my $server = (grep { -x "$_/redis-server" } split(/:/, $ENV{PATH} . ':/usr/bin:/usr/local/bin'))[0];
+	if (!defined $server)
+	{
+		Test::More::BAIL_OUT('no redis-server') if $ENV{CI};
+		Test::More::plan(skip_all => 'no redis-server') if !Test::More->builder->has_plan && !Test::More->builder->current_test;
+	}
+	croak 'Redis runs already' if defined $redis_pid && kill(0, $redis_pid);
+	$redis_dir //= abs_path(scratch_dir()) . '/redis';
+	mkdir $redis_dir;
+	$redis_port //= PostgreSQL::Test::Cluster::get_free_port();
+	@redis_conf = @lines if @lines;
+	PostgreSQL::Test::Utils::append_to_file("$redis_dir/redis.log", '');
+	open(my $conf, '>', "$redis_dir/redis.conf") or croak "redis.conf: $!";
+	print $conf join("\n", "port $redis_port", 'bind 127.0.0.1', "dir $redis_dir", 'daemonize no', 'save ""',
+		'appendonly yes', 'appendfsync always', "logfile $redis_dir/redis.log", @redis_conf), "\n";
+	close($conf);
+
+	$redis_pid = fork();
+	croak "fork: $!" unless defined $redis_pid;
+	if ($redis_pid == 0)
+	{
+		open(STDIN, '<', '/dev/null');
+		open(STDOUT, '>>', "$redis_dir/out.log");
+		open(STDERR, '>&', \*STDOUT);
+		exec("$server/redis-server", "$redis_dir/redis.conf") or POSIX::_exit(1);
+	}
+	my $end = time() + 30;
+	while (redis_cli('PING') !~ /PONG|NOAUTH|LOADING/)
+	{
+		croak 'Redis did not start' if time() > $end;
+		sleep(0.02);
+	}
+	return "redis://127.0.0.1:$redis_port/0";
+}
+
+sub redis_port { return $redis_port; }
+
+sub _redis_end
+{
+	my ($signal) = @_;
+	return unless defined $redis_pid;
+	kill($signal, $redis_pid);
+	my $status = $?;
+	waitpid($redis_pid, 0);
+	$? = $status;
+	undef $redis_pid;
+	return;
+}
+
+sub redis_stop { return _redis_end('TERM'); }
+sub redis_kill { return _redis_end('KILL'); }
+sub redis_freeze { return kill('STOP', $redis_pid); }
+sub redis_thaw { return kill('CONT', $redis_pid); }
+
+# The output of redis-cli, without the last newline; undef as the first argument
+# is followed by options for it, as in redis_cli(undef, ['-a', 'secret'], 'PING').
+sub redis_cli
+{
+	my @args = @_;
+	my @options;
+	if (@args && !defined $args[0])
+	{
+		shift @args;
+		@options = @{ shift @args };
+	}
+	my ($out, $err) = ('', '');
+	IPC::Run::run([ 'redis-cli', '-h', '127.0.0.1', '-p', $redis_port, @options, @args ],
+		'<', \undef, '>', \$out, '2>', \$err);
+	chomp($out);
+	return $out;
+}
+
+sub redis_lines { return split(/\n/, redis_cli(@_)); }
+
+# Entries of a stream, as pairs of id and event (JSON text).
+sub redis_stream
+{
+	my ($key) = @_;
+	my @lines = redis_lines('XRANGE', $key, '-', '+');
+	my @entries;
+	while (my ($id, $name, $event) = splice(@lines, 0, 3))
+	{
+		push @entries, [ $id, $event ];
+	}
+	return @entries;
+}
+
+END
+{
+	redis_thaw() if defined $redis_pid;
+	_redis_end('KILL');
 }
 
 # ---- Streams and their truth ----

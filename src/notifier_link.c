@@ -1,0 +1,421 @@
+/*-------------------------------------------------------------------------
+ *
+ * notifier_link.c
+ *	  The notifier's connection to Redis: calls, their time-outs and faults.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "common/cryptohash.h"
+#include "common/sha1.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "listen.h"
+#include "notifier.h"
+#include "settings.h"
+#include "status.h"
+#include "worker.h"
+
+/* Notifications that are sent before their answers are read */
+#define FORWARD_COUNT 1000
+#define FORWARD_BYTES (1024 * 1024)
+
+/* ---- faults ---- */
+
+static NotifierProblem
+problem_of(RedisStatus status)
+{
+	switch (status)
+	{
+		case RSTATUS_AWAY:
+			return NP_AWAY;
+		case RSTATUS_CONFIG:
+			return NP_CONFIG;
+		case RSTATUS_NOAUTH:
+			return NP_NOAUTH;
+		case RSTATUS_NOPERM:
+			return NP_NOPERM;
+		case RSTATUS_LOADING:
+			return NP_LOADING;
+		case RSTATUS_OOM:
+			return NP_OOM;
+		case RSTATUS_READONLY:
+			return NP_READONLY;
+		case RSTATUS_MISCONF:
+			return NP_MISCONF;
+		case RSTATUS_BUSY:
+			return NP_BUSY;
+		case RSTATUS_WRONGTYPE:
+			return NP_STATE_KEY;
+		default:
+			return NP_FAILED;
+	}
+}
+
+/* Faults of Redis as a whole, of which one stands at a time. */
+static const NotifierProblem faults[] = {NP_CONFIG, NP_AWAY, NP_NOAUTH,    NP_LOADING,
+										 NP_READONLY, NP_OOM, NP_MISCONF,  NP_BUSY,
+										 NP_NOPERM, NP_STATE_KEY, NP_FAILED};
+
+/* Those that an answer ends; the others end when something was written. */
+static const NotifierProblem link_faults[] = {NP_CONFIG, NP_AWAY, NP_NOAUTH, NP_LOADING, NP_BUSY};
+
+static void
+answered(void)
+{
+	for (int i = 0; i < (int) lengthof(link_faults); i++)
+		notifier_problem(link_faults[i], NULL);
+}
+
+/* Tells health about a fault, or that there is none (RSTATUS_OK). */
+static void
+tell(RedisStatus status, const char *text)
+{
+	NotifierProblem now = status == RSTATUS_OK ? NP_COUNT : problem_of(status);
+	char *message = NULL;
+
+	switch (now)
+	{
+		case NP_AWAY:
+			message = psprintf("could not reach Redis: %s", text);
+			break;
+		case NP_CONFIG:
+			message = psprintf("Redis cannot be used as configured: %s", text);
+			break;
+		case NP_NOAUTH:
+			message = psprintf("Redis does not accept the user or password: %s", text);
+			break;
+		case NP_LOADING:
+			message = pstrdup("Redis is loading its data");
+			break;
+		case NP_READONLY:
+			message = psprintf("Redis is a read-only replica: %s", text);
+			break;
+		case NP_OOM:
+			message = psprintf("Redis is full: %s", text);
+			break;
+		case NP_MISCONF:
+			message = psprintf("Redis refuses writes, as it cannot save them: %s", text);
+			break;
+		case NP_BUSY:
+			message = psprintf("Redis is busy with a script: %s", text);
+			break;
+		case NP_NOPERM:
+			message = psprintf("Redis does not let the user do this: %s", text);
+			break;
+		case NP_STATE_KEY:
+			message = psprintf("the key \"%s\" in Redis is no hash of evstream's",
+							   notifier_name("state", ""));
+			break;
+		case NP_COUNT:
+			break;
+		default:
+			message = psprintf("Redis answers with an error: %s", text);
+			break;
+	}
+	for (int i = 0; i < (int) lengthof(faults); i++)
+	{
+		if (faults[i] != now)
+			notifier_problem(faults[i], NULL);
+	}
+	if (message != NULL)
+	{
+		status_error(message);
+		notifier_problem(now, message);
+		pfree(message);
+	}
+}
+
+void
+link_close(void)
+{
+	redis_close(notifier.client);
+	notifier.client = NULL;
+	notifier.checked = false;
+}
+
+/* Notes a fault; closes the connection where another one may be better. */
+static RedisStatus
+fault(RedisStatus status, const char *text)
+{
+	char copy[REDIS_ERROR_SIZE];
+
+	strlcpy(copy, text ? text : "", sizeof(copy));
+	switch (status)
+	{
+		case RSTATUS_OOM:
+		case RSTATUS_MISCONF:
+		case RSTATUS_BUSY:
+		case RSTATUS_LOADING:
+		case RSTATUS_NOPERM:
+		case RSTATUS_WRONGTYPE:
+		case RSTATUS_NOSCRIPT:
+			break;
+		default:
+			link_close();
+	}
+	if (status != RSTATUS_NOSCRIPT)
+		tell(status, copy);
+	return status;
+}
+
+/* ---- waiting ---- */
+
+/*
+ * Goes on with the connection until something has arrived, or until the time.
+ * Serves signals and takes notifications over meanwhile.
+ */
+static RedisStatus
+advance(TimestampTz until)
+{
+	RedisStatus status = redis_advance(notifier.client);
+	TimestampTz now;
+
+	if (status != RSTATUS_OK)
+		return fault(status, redis_error(notifier.client));
+	now = GetCurrentTimestamp();
+	if (now >= until)
+		return fault(RSTATUS_AWAY, redis_is_ready(notifier.client)
+									   ? "no answer within the time"
+									   : "no connection within the time");
+	(void) worker_wait_for(redis_fd(notifier.client), redis_wants_write(notifier.client),
+						   (long) ((until - now) / 1000) + 1);
+	listen_process();
+	status = redis_advance(notifier.client);
+	if (status != RSTATUS_OK)
+		return fault(status, redis_error(notifier.client));
+	return RSTATUS_OK;
+}
+
+bool
+link_connect(void)
+{
+	RedisConf conf = {0};
+	char error[REDIS_ERROR_SIZE];
+	RedisStatus status;
+	TimestampTz until;
+
+	if (notifier.client != NULL)
+		return true;
+	conf.url = setting_redis_url;
+	conf.user = setting_secret("redis_user");
+	conf.password = setting_secret("redis_password");
+	notifier.client = redis_open(&conf, &status, error);
+	notifier.checked = false;
+	if (notifier.client == NULL)
+	{
+		(void) fault(status, error);
+		return false;
+	}
+	until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LINK_CONNECT_MS);
+	while (!redis_is_ready(notifier.client))
+	{
+		if (advance(until) != RSTATUS_OK)
+			return false;
+	}
+	return true;
+}
+
+bool
+link_alive(void)
+{
+	RedisStatus status;
+
+	if (notifier.client == NULL)
+		return false;
+	status = redis_advance(notifier.client);
+	if (status == RSTATUS_OK)
+		return true;
+	(void) fault(status, redis_error(notifier.client));
+	return false;
+}
+
+/* The next reply, or NULL and what is wrong in *status. */
+static RedisReply *
+wait_for_reply(TimestampTz until, RedisStatus *status)
+{
+	*status = RSTATUS_OK;
+	for (;;)
+	{
+		RedisReply *reply = redis_reply(notifier.client);
+
+		if (reply != NULL)
+			return reply;
+		*status = advance(until);
+		if (*status != RSTATUS_OK)
+			return NULL;
+	}
+}
+
+/* ---- calls ---- */
+
+RedisStatus
+link_call(int argc, const char **argv, const size_t *lens, long timeout_ms, RedisReply **reply)
+{
+	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
+	RedisStatus status;
+
+	*reply = NULL;
+	if (!redis_command(notifier.client, argc, argv, lens))
+		return fault(RSTATUS_FAILED, "out of memory");
+	status = redis_advance(notifier.client);
+	if (status != RSTATUS_OK)
+		return fault(status, redis_error(notifier.client));
+	*reply = wait_for_reply(until, &status);
+	if (*reply == NULL)
+		return status;
+	status = redis_reply_status(*reply);
+	if (status != RSTATUS_OK)
+	{
+		(void) fault(status, redis_reply_text(*reply, NULL));
+		redis_reply_free(*reply);
+		*reply = NULL;
+		return status;
+	}
+	answered();
+	return RSTATUS_OK;
+}
+
+/* Scripts, and their SHA1 in hexadecimal, by which Redis knows them. */
+static struct
+{
+	const char *script;
+	char name[SHA1_DIGEST_LENGTH * 2 + 1];
+} names[3];
+
+void
+link_name_scripts(void)
+{
+	const char *scripts[] = {notifier_script_send, notifier_script_anchor, notifier_script_expire};
+
+	for (int n = 0; n < (int) lengthof(scripts); n++)
+	{
+		pg_cryptohash_ctx *context = pg_cryptohash_create(PG_SHA1);
+		uint8 digest[SHA1_DIGEST_LENGTH];
+
+		if (context == NULL || pg_cryptohash_init(context) < 0 ||
+			pg_cryptohash_update(context, (const uint8 *) scripts[n], strlen(scripts[n])) < 0 ||
+			pg_cryptohash_final(context, digest, sizeof(digest)) < 0)
+			elog(ERROR, "could not compute SHA1 hash");
+		pg_cryptohash_free(context);
+		for (int i = 0; i < SHA1_DIGEST_LENGTH; i++)
+			snprintf(names[n].name + 2 * i, 3, "%02x", digest[i]);
+		names[n].script = scripts[n];
+	}
+}
+
+RedisStatus
+link_script(const char *script, int nkeys, int argc, const char **argv, const size_t *lens,
+			long timeout_ms, RedisReply **reply)
+{
+	int n = 0;
+	char number[16];
+	const char **all = MemoryContextAllocHuge(CurrentMemoryContext, (argc + 3) * sizeof(char *));
+	size_t *all_lens = MemoryContextAllocHuge(CurrentMemoryContext, (argc + 3) * sizeof(size_t));
+	RedisStatus status;
+
+	while (n < (int) lengthof(names) - 1 && names[n].script != script)
+		n++;
+	snprintf(number, sizeof(number), "%d", nkeys);
+	all[0] = "EVALSHA";
+	all[1] = names[n].name;
+	all[2] = number;
+	memcpy(all + 3, argv, argc * sizeof(char *));
+	for (int i = 0; i < 3; i++)
+		all_lens[i] = strlen(all[i]);
+	for (int i = 0; i < argc; i++)
+		all_lens[i + 3] = lens ? lens[i] : strlen(argv[i]);
+	status = link_call(argc + 3, all, all_lens, timeout_ms, reply);
+	if (status == RSTATUS_NOSCRIPT)
+	{
+		all[0] = "EVAL";
+		all[1] = script;
+		all_lens[0] = strlen(all[0]);
+		all_lens[1] = strlen(all[1]);
+		status = link_call(argc + 3, all, all_lens, timeout_ms, reply);
+	}
+	pfree(all);
+	pfree(all_lens);
+	if (status == RSTATUS_OK)
+		tell(RSTATUS_OK, NULL);
+	return status;
+}
+
+/* ---- notifications ---- */
+
+/* How many were dropped, as they waited too long: said until the next start. */
+static void
+look_at_dropped(void)
+{
+	static int64 told = 0;
+	int64 dropped = listen_dropped();
+	char *message;
+
+	if (dropped == told)
+		return;
+	told = dropped;
+	message = psprintf(INT64_FORMAT " notifications were dropped, as more than %d MB waited for Redis",
+					   dropped, LISTEN_MAX_BYTES / (1024 * 1024));
+	notifier_problem(NP_DROPPED, message);
+	pfree(message);
+}
+
+bool
+link_forward(void)
+{
+	const char *channel;
+	const char *payload;
+	size_t len;
+
+	look_at_dropped();
+	while (listen_take(&channel, &payload, &len))
+	{
+		int count = 0;
+		Size bytes = 0;
+		char error[REDIS_ERROR_SIZE] = "";
+		TimestampTz until;
+
+		do
+		{
+			char *name = notifier_name("pg:", channel);
+			const char *argv[] = {"PUBLISH", name, payload};
+			size_t lens[] = {7, strlen(name), len};
+			bool queued = redis_command(notifier.client, 3, argv, lens);
+
+			pfree(name);
+			if (!queued)
+			{
+				(void) fault(RSTATUS_FAILED, "out of memory");
+				return false;
+			}
+			count++;
+			bytes += len;
+			listen_done();
+		} while (count < FORWARD_COUNT && bytes < FORWARD_BYTES &&
+				 listen_take(&channel, &payload, &len));
+
+		until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LINK_COMMAND_MS);
+		for (int i = 0; i < count; i++)
+		{
+			RedisStatus status;
+			RedisReply *reply = wait_for_reply(until, &status);
+
+			if (reply == NULL)
+				return false;
+			if (redis_reply_status(reply) != RSTATUS_OK)
+				strlcpy(error, redis_reply_text(reply, NULL), sizeof(error));
+			redis_reply_free(reply);
+		}
+		if (error[0] != '\0')
+		{
+			char *message = psprintf("Redis refuses to publish notifications: %s", error);
+
+			notifier_problem(NP_PUBLISH, message);
+			pfree(message);
+		}
+		worker_check();
+	}
+	return true;
+}

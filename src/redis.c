@@ -1,0 +1,513 @@
+/*-------------------------------------------------------------------------
+ *
+ * redis.c
+ *	  The adapter to hiredis.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/socket.h>
+
+#include <hiredis/hiredis.h>
+
+#include "redis.h"
+
+/* TLS came with hiredis 1.0, in a library of its own. */
+#if HIREDIS_MAJOR >= 1 && defined(__has_include)
+#if __has_include(<hiredis/hiredis_ssl.h>) && __has_include(<openssl/ssl.h>)
+#define REDIS_HAVE_TLS 1
+#include <hiredis/hiredis_ssl.h>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#include <openssl/x509v3.h>
+#endif
+#endif
+
+#define DEFAULT_PORT 6379
+
+typedef struct Address
+{
+	bool tls;
+	bool is_socket;
+	char *host; /* or the path */
+	int port;
+	int db;
+} Address;
+
+struct RedisClient
+{
+	redisContext *context;
+	Address address;
+	bool connected;
+	bool wants_write;
+	int greetings; /* answers to AUTH and SELECT that are still to come */
+	RedisStatus failed;
+	char error[REDIS_ERROR_SIZE];
+#ifdef REDIS_HAVE_TLS
+	SSL_CTX *tls_context;
+#endif
+};
+
+bool
+redis_has_tls(void)
+{
+#ifdef REDIS_HAVE_TLS
+	return true;
+#else
+	return false;
+#endif
+}
+
+/* ---- address ---- */
+
+static char *
+copy_part(const char *text, size_t len)
+{
+	char *copy = malloc(len + 1);
+
+	if (copy != NULL)
+	{
+		memcpy(copy, text, len);
+		copy[len] = '\0';
+	}
+	return copy;
+}
+
+/* Takes a URL apart; false where it is none, or memory ran out. */
+static bool
+parse_url(const char *url, Address *address)
+{
+	const char *rest;
+	const char *end;
+	const char *slash;
+
+	memset(address, 0, sizeof(*address));
+	if (strncmp(url, "unix://", 7) == 0)
+	{
+		address->is_socket = true;
+		address->host = copy_part(url + 7, strlen(url + 7));
+		return address->host != NULL;
+	}
+	if (strncmp(url, "redis://", 8) == 0)
+		rest = url + 8;
+	else if (strncmp(url, "rediss://", 9) == 0)
+	{
+		address->tls = true;
+		rest = url + 9;
+	}
+	else
+		return false;
+
+	slash = strchr(rest, '/');
+	if (slash == NULL)
+		slash = rest + strlen(rest);
+	if (*rest == '[')
+	{
+		end = memchr(rest, ']', slash - rest);
+		if (end == NULL)
+			return false;
+		address->host = copy_part(rest + 1, end - rest - 1);
+		end++;
+	}
+	else
+	{
+		end = memchr(rest, ':', slash - rest);
+		if (end == NULL)
+			end = slash;
+		address->host = copy_part(rest, end - rest);
+	}
+	address->port = *end == ':' ? atoi(end + 1) : DEFAULT_PORT;
+	address->db = *slash == '/' ? atoi(slash + 1) : 0;
+	return address->host != NULL;
+}
+
+/* ---- errors ---- */
+
+static RedisStatus fail(RedisClient *client, RedisStatus status, const char *format, ...)
+	__attribute__((format(gnu_printf, 3, 4)));
+
+static RedisStatus
+fail(RedisClient *client, RedisStatus status, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(client->error, sizeof(client->error), format, args);
+	va_end(args);
+	client->failed = status;
+	return status;
+}
+
+static RedisStatus
+fail_as_context(RedisClient *client)
+{
+	const redisContext *context = client->context;
+
+	if (context->err == REDIS_ERR_EOF)
+		return fail(client, RSTATUS_AWAY, "Redis closed the connection");
+	return fail(client, context->err == REDIS_ERR_OOM ? RSTATUS_FAILED : RSTATUS_AWAY, "%s",
+				context->errstr[0] && strcmp(context->errstr, "Success") != 0 ? context->errstr
+																			  : "the connection has failed");
+}
+
+static const struct
+{
+	const char *code;
+	RedisStatus status;
+} error_codes[] = {
+	{"NOAUTH", RSTATUS_NOAUTH},     {"WRONGPASS", RSTATUS_NOAUTH},
+	{"NOPERM", RSTATUS_NOPERM},     {"LOADING", RSTATUS_LOADING},
+	{"OOM", RSTATUS_OOM},           {"READONLY", RSTATUS_READONLY},
+	{"MISCONF", RSTATUS_MISCONF},   {"BUSY", RSTATUS_BUSY},
+	{"NOSCRIPT", RSTATUS_NOSCRIPT}, {"WRONGTYPE", RSTATUS_WRONGTYPE},
+	{"MASTERDOWN", RSTATUS_READONLY},
+};
+
+/*
+ * The kind of an error's text.  Redis before 7 puts what a command within a
+ * script said behind a text of its own, with a hyphen.
+ */
+static RedisStatus
+classify(const char *text)
+{
+	for (size_t i = 0; i < sizeof(error_codes) / sizeof(error_codes[0]); i++)
+	{
+		const char *code = error_codes[i].code;
+		size_t len = strlen(code);
+		const char *at;
+
+		if (strncmp(text, code, len) == 0 && (text[len] == ' ' || text[len] == '\0'))
+			return error_codes[i].status;
+		for (at = strstr(text, code); at != NULL; at = strstr(at + 1, code))
+		{
+			if (at > text && at[-1] == '-' && at[len] == ' ')
+				return error_codes[i].status;
+		}
+	}
+	/* in scripts, 7.0 says it without a code */
+	if (strstr(text, "The user executing the script") != NULL)
+		return RSTATUS_NOPERM;
+	/* before 6, and where there is no password */
+	if (strncmp(text, "ERR invalid password", 20) == 0 ||
+		strncmp(text, "ERR AUTH ", 9) == 0 || strstr(text, "no password is set") != NULL)
+		return RSTATUS_NOAUTH;
+	return RSTATUS_FAILED;
+}
+
+/* ---- TLS ---- */
+
+#ifdef REDIS_HAVE_TLS
+
+/* The certificate has to be of the host that was asked for. */
+static RedisStatus
+begin_tls(RedisClient *client)
+{
+	const char *host = client->address.host;
+	X509_VERIFY_PARAM *param;
+	SSL *ssl;
+
+	client->tls_context = SSL_CTX_new(TLS_client_method());
+	if (client->tls_context == NULL || !SSL_CTX_set_default_verify_paths(client->tls_context) ||
+		!SSL_CTX_set_min_proto_version(client->tls_context, TLS1_2_VERSION))
+		return fail(client, RSTATUS_CONFIG, "could not set up TLS");
+	SSL_CTX_set_verify(client->tls_context, SSL_VERIFY_PEER, NULL);
+	ssl = SSL_new(client->tls_context);
+	if (ssl == NULL)
+		return fail(client, RSTATUS_CONFIG, "could not set up TLS");
+	param = SSL_get0_param(ssl);
+	/* an address is not a name, and is not sent as one */
+	if (!X509_VERIFY_PARAM_set1_ip_asc(param, host) &&
+		(!SSL_set_tlsext_host_name(ssl, host) || !SSL_set1_host(ssl, host)))
+	{
+		SSL_free(ssl);
+		return fail(client, RSTATUS_CONFIG, "could not set up TLS");
+	}
+	ERR_clear_error();
+	/* It owns ssl from here on. */
+	if (redisInitiateSSL(client->context, ssl) != REDIS_OK)
+		return fail(client, RSTATUS_AWAY, "TLS: %s", client->context->errstr);
+	return RSTATUS_OK;
+}
+
+#endif
+
+/* ---- connection ---- */
+
+static bool
+queue(RedisClient *client, int argc, const char **argv)
+{
+	return redis_command(client, argc, argv, NULL);
+}
+
+static bool
+queue_greetings(RedisClient *client, const RedisConf *conf)
+{
+	if (conf->password != NULL)
+	{
+		const char *with_user[] = {"AUTH", conf->user, conf->password};
+		const char *without[] = {"AUTH", conf->password};
+
+		if (!(conf->user ? queue(client, 3, with_user) : queue(client, 2, without)))
+			return false;
+		client->greetings++;
+	}
+	if (client->address.db != 0)
+	{
+		char number[16];
+		const char *argv[] = {"SELECT", number};
+
+		snprintf(number, sizeof(number), "%d", client->address.db);
+		if (!queue(client, 2, argv))
+			return false;
+		client->greetings++;
+	}
+	return true;
+}
+
+RedisClient *
+redis_open(const RedisConf *conf, RedisStatus *status, char *error)
+{
+	RedisClient *client = calloc(1, sizeof(RedisClient));
+
+	*status = RSTATUS_AWAY;
+	if (client == NULL || !parse_url(conf->url, &client->address))
+	{
+		*status = RSTATUS_CONFIG;
+		snprintf(error, REDIS_ERROR_SIZE, client ? "the URL cannot be used" : "out of memory");
+		redis_close(client);
+		return NULL;
+	}
+	if (client->address.tls && !redis_has_tls())
+	{
+		*status = RSTATUS_CONFIG;
+		snprintf(error, REDIS_ERROR_SIZE, "this build has no TLS for Redis (hiredis %d.%d)",
+				 HIREDIS_MAJOR, HIREDIS_MINOR);
+		redis_close(client);
+		return NULL;
+	}
+
+	client->context = client->address.is_socket
+						  ? redisConnectUnixNonBlock(client->address.host)
+						  : redisConnectNonBlock(client->address.host, client->address.port);
+	if (client->context == NULL || client->context->err != 0 || !queue_greetings(client, conf))
+	{
+		snprintf(error, REDIS_ERROR_SIZE, "%s",
+				 client->context && client->context->err ? client->context->errstr
+														 : "out of memory");
+		redis_close(client);
+		return NULL;
+	}
+	client->wants_write = true;
+	*status = RSTATUS_OK;
+	return client;
+}
+
+void
+redis_close(RedisClient *client)
+{
+	if (client == NULL)
+		return;
+	if (client->context != NULL)
+		redisFree(client->context);
+#ifdef REDIS_HAVE_TLS
+	if (client->tls_context != NULL)
+		SSL_CTX_free(client->tls_context);
+#endif
+	free(client->address.host);
+	free(client);
+}
+
+int
+redis_fd(const RedisClient *client)
+{
+	return client->context->fd;
+}
+
+bool
+redis_wants_write(const RedisClient *client)
+{
+	return client->wants_write;
+}
+
+bool
+redis_is_ready(const RedisClient *client)
+{
+	return client->connected && client->greetings == 0 && client->failed == RSTATUS_OK;
+}
+
+const char *
+redis_error(const RedisClient *client)
+{
+	return client->error;
+}
+
+/* Has the connection come about?  Until then client->connected stays false. */
+static RedisStatus
+finish_connect(RedisClient *client)
+{
+	struct pollfd ask = {client->context->fd, POLLOUT, 0};
+	int fault = 0;
+	socklen_t len = sizeof(fault);
+
+	client->wants_write = true;
+	if (poll(&ask, 1, 0) <= 0)
+		return RSTATUS_OK;
+	if (getsockopt(client->context->fd, SOL_SOCKET, SO_ERROR, &fault, &len) != 0)
+		fault = errno;
+	if (fault != 0)
+		return fail(client, RSTATUS_AWAY, "%s", strerror(fault));
+	client->connected = true;
+	if (!client->address.is_socket)
+		(void) redisEnableKeepAlive(client->context);
+#ifdef REDIS_HAVE_TLS
+	if (client->address.tls)
+		return begin_tls(client);
+#endif
+	return RSTATUS_OK;
+}
+
+static RedisReply *
+next_reply(RedisClient *client)
+{
+	void *reply = NULL;
+
+	if (redisGetReplyFromReader(client->context, &reply) != REDIS_OK)
+	{
+		(void) fail_as_context(client);
+		return NULL;
+	}
+	return reply;
+}
+
+RedisStatus
+redis_advance(RedisClient *client)
+{
+	int done = 0;
+	size_t before;
+
+	if (client->failed != RSTATUS_OK)
+		return client->failed;
+	if (!client->connected)
+	{
+		RedisStatus status = finish_connect(client);
+
+		if (status != RSTATUS_OK || !client->connected)
+			return status;
+	}
+
+	if (redisBufferWrite(client->context, &done) != REDIS_OK)
+	{
+		/* what Redis has said before it closed says more */
+		if (client->greetings == 0 || redisBufferRead(client->context) != REDIS_OK)
+			return fail_as_context(client);
+	}
+	client->wants_write = !done;
+	do
+	{
+		before = client->context->reader->len;
+		if (redisBufferRead(client->context) != REDIS_OK)
+			return fail_as_context(client);
+	} while (client->context->reader->len > before);
+
+	while (client->greetings > 0)
+	{
+		RedisReply *reply = next_reply(client);
+		RedisStatus status;
+
+		if (reply == NULL)
+			return client->failed;
+		client->greetings--;
+		status = redis_reply_status(reply);
+		if (status != RSTATUS_OK)
+			(void) fail(client, status, "%s", redis_reply_text(reply, NULL));
+		redis_reply_free(reply);
+		if (status != RSTATUS_OK)
+			return status;
+	}
+	return RSTATUS_OK;
+}
+
+/* ---- commands and replies ---- */
+
+bool
+redis_command(RedisClient *client, int argc, const char **argv, const size_t *lens)
+{
+	client->wants_write = true;
+	return redisAppendCommandArgv(client->context, argc, argv, lens) == REDIS_OK;
+}
+
+RedisReply *
+redis_reply(RedisClient *client)
+{
+	if (client->failed != RSTATUS_OK || client->greetings > 0)
+		return NULL;
+	return next_reply(client);
+}
+
+void
+redis_reply_free(RedisReply *reply)
+{
+	if (reply != NULL)
+		freeReplyObject(reply);
+}
+
+static const redisReply *
+inner(const RedisReply *reply)
+{
+	return (const redisReply *) reply;
+}
+
+RedisStatus
+redis_reply_status(const RedisReply *reply)
+{
+	if (inner(reply)->type != REDIS_REPLY_ERROR)
+		return RSTATUS_OK;
+	return classify(inner(reply)->str);
+}
+
+const char *
+redis_reply_text(const RedisReply *reply, size_t *len)
+{
+	const redisReply *r = inner(reply);
+
+	if (r == NULL || (r->type != REDIS_REPLY_STRING && r->type != REDIS_REPLY_STATUS &&
+					  r->type != REDIS_REPLY_ERROR))
+		return NULL;
+	if (len != NULL)
+		*len = r->len;
+	return r->str;
+}
+
+int64_t
+redis_reply_integer(const RedisReply *reply)
+{
+	const redisReply *r = inner(reply);
+
+	if (r == NULL)
+		return 0;
+	if (r->type == REDIS_REPLY_INTEGER)
+		return r->integer;
+	if (r->type == REDIS_REPLY_STRING)
+		return strtoll(r->str, NULL, 10);
+	return 0;
+}
+
+size_t
+redis_reply_count(const RedisReply *reply)
+{
+	return inner(reply)->type == REDIS_REPLY_ARRAY ? inner(reply)->elements : 0;
+}
+
+const RedisReply *
+redis_reply_at(const RedisReply *reply, size_t i)
+{
+	if (i >= redis_reply_count(reply))
+		return NULL;
+	return (const RedisReply *) inner(reply)->element[i];
+}
