@@ -3,13 +3,16 @@
 # make demo: a stream of events, tracked through SQL by four clients of a throwaway
 # server, what comes out of it while it runs, and whether it is the truth.
 #
-# KAFKA=1 sends it through a throwaway Kafka. EVENTS (120000) and RATE (8000 records
-# a second) say how large the stream is. Exit status 0: the counts are the truth.
+# KAFKA=1 sends it through a throwaway Kafka. REDIS=1 adds a throwaway Redis and a
+# subscriber, who goes away, comes back and catches up. EVENTS (120000) and RATE (8000
+# records a second) say how large the stream is. Exit status 0: the counts are the
+# truth, and the subscriber got each event that his filter matches once.
 
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 KAFKA=${KAFKA:-0}
+REDIS=${REDIS:-0}
 EVENTS=${EVENTS:-120000}
 RATE=${RATE:-8000}
 CLIENTS=4
@@ -18,8 +21,10 @@ CLIENTS=4
 TMP=$(mktemp -d "${TMPDIR:-/tmp}/evstream-demo.XXXXXX")
 chmod 755 "$TMP"
 stream=
+client=
 cleanup()
 {
+	[ -z "$client" ] || kill "$client" 2>/dev/null || true
 	[ -z "$stream" ] || kill "$stream" 2>/dev/null || true
 	end_servers "$TMP"
 	sleep 0.2
@@ -46,6 +51,14 @@ if [ "$KAFKA" != 0 ]; then
 	echo "broker at $brokers"
 fi
 
+redis=
+if [ "$REDIS" != 0 ]; then
+	say "Starting Redis"
+	pg_dir "$TMP/redis"
+	redis=$(as_pg "$REPO/scripts/redis.sh" start "$TMP/redis")
+	echo "listening on $redis"
+fi
+
 say "Starting PostgreSQL"
 PORT=$(free_port)
 pg_dir "$TMP/run"
@@ -56,6 +69,8 @@ as_pg "$BINDIR/initdb" -D "$TMP/data" -U postgres -A trust --encoding=UTF8 --loc
 as_pg tee -a "$TMP/data/postgresql.conf" >/dev/null <<END
 shared_preload_libraries = 'evstream'
 evstream.kafka_brokers = '$brokers'
+${redis:+evstream.redis_url = 'redis://$redis'
+evstream.stream_maxlen = 20}
 listen_addresses = '127.0.0.1'
 port = $PORT
 unix_socket_directories = '$TMP/run'
@@ -65,13 +80,60 @@ as_pg "$BINDIR/pg_ctl" -D "$TMP/data" -l "$TMP/run/server.log" -w start >/dev/nu
 	{ tail -n 20 "$TMP/run/server.log"; exit 1; }
 "$BINDIR/createdb" -h "$TMP/run" -p "$PORT" -U postgres demo
 sql -c 'CREATE EXTENSION evstream'
-echo "listening on 127.0.0.1:$PORT, shared_preload_libraries = evstream${brokers:+, evstream.kafka_brokers = $brokers}"
+echo "listening on 127.0.0.1:$PORT, shared_preload_libraries = evstream${brokers:+, evstream.kafka_brokers = $brokers}${redis:+, evstream.redis_url = redis://$redis}"
+
+export PGHOST=$TMP/run PGPORT=$PORT PGUSER=postgres PGDATABASE=demo
+
+# --- a subscriber ---------------------------------------------------------------
+
+FILTER="event_type = 'purchase' AND user_tier = 'premium' AND amount >= 100"
+received=$TMP/received
+
+client_comes()
+{
+	REDIS_URL=redis://$redis PATH=$BINDIR:$PATH python3 "$REPO/examples/subscriber.py" vip "$received" >>"$TMP/client.out" 2>>"$TMP/client.log" &
+	client=$!
+}
+
+client_goes()
+{
+	kill "$client" 2>/dev/null || true
+	wait "$client" 2>/dev/null || true
+	client=
+}
+
+has() { if [ -e "$received" ]; then wc -l <"$received"; else echo 0; fi; }
+
+if [ -n "$redis" ]; then
+	say "A subscriber: purchases of 100 and more by premium users (examples/subscriber.py)"
+	echo "SELECT evstream_subscribe('vip', event_types => '{purchase}', user_tiers => '{premium}', min_amount => 100)"
+	sql -A -t -o /dev/null -c "SELECT evstream_subscribe('vip', event_types => '{purchase}', user_tiers => '{premium}', min_amount => 100)"
+	client_comes
+fi
+
+# Away for the middle third of the stream: then Redis has no more of what was
+# missed than the last evstream.stream_maxlen, and the rest comes by backfill.
+absence=before
+look_at_client()
+{
+	[ -n "$redis" ] || return 0
+	if [ $absence = before ] && [ "${counted:-0}" -gt $((EVENTS / 3)) ]; then
+		client_goes
+		absence=now
+		printf '  -- the subscriber goes away, with %s events\n' "$(has)"
+		shown=
+	elif [ $absence = now ] && { [ "${counted:-0}" -gt $((EVENTS * 2 / 3)) ] || [ -z "$stream" ]; }; then
+		client_comes
+		absence=over
+		printf '  -- and comes back\n'
+		shown=
+	fi
+}
 
 # --- the stream ----------------------------------------------------------------
 
 say "Tracking $EVENTS events by $CLIENTS clients, with 5 % duplicates, 2 % late, 1 % broken and some from the future"
 began=$SECONDS
-export PGHOST=$TMP/run PGPORT=$PORT PGUSER=postgres PGDATABASE=demo
 # Each call of evstream_track_batch goes to the next client.
 (
 	set +e
@@ -102,6 +164,7 @@ show()
 	row=$(sql -A -t -F ' ' -c "$STATUS_SQL" 2>&1) || { echo "$row" >&2; return 0; }
 	# shellcheck disable=SC2086
 	set -- $row
+	counted=$1
 	if [ -t 1 ]; then
 		[ -z "${shown:-}" ] || printf '\033[9A'
 		printf '\033[K  %-24s %12s s\n' 'time' "$((SECONDS - began))"
@@ -117,6 +180,7 @@ show()
 
 while kill -0 "$stream" 2>/dev/null; do
 	show
+	look_at_client
 	sleep 1
 done
 wait "$stream" || true
@@ -130,6 +194,7 @@ if [ "$(cat "$TMP/stream.status" 2>/dev/null)" != "0 0" ]; then
 fi
 waited=$(sql -A -t -c "SELECT evstream_wait('60 s')")
 show
+look_at_client
 took=$((SECONDS - began))
 
 # --- what came out -------------------------------------------------------------
@@ -158,6 +223,32 @@ difference=$(sql -A -t -v prefix="$TMP/truth" -f "$REPO/scripts/compare.sql") ||
 if [ -n "$difference" ]; then
 	echo "$difference" | head -n 40
 	result=1
+fi
+if [ -n "$redis" ]; then
+	say "What the subscriber got: id in the stream or backfill, type, user, amount"
+	wanted=$(sql -A -t -c "SELECT count(*) FROM evstream_events WHERE $FILTER")
+	for _ in $(seq 300); do
+		[ "$(has)" -lt "$wanted" ] || break
+		sleep 0.1
+	done
+	client_goes
+	head -n 3 "$TMP/client.out"
+	echo ...
+	grep -m 3 '^backfill' "$TMP/client.out" || true
+	echo ...
+	tail -n 3 "$TMP/client.out"
+	sql -A -t -c "SELECT event_id FROM evstream_events WHERE $FILTER" | LC_ALL=C sort >"$TMP/ids.truth"
+	python3 -c 'import json, sys
+for line in sys.stdin: print(json.loads(line)["event_id"])' <"$received" | LC_ALL=C sort >"$TMP/ids.received"
+	if [ "$wanted" -gt 0 ] && cmp -s "$TMP/ids.truth" "$TMP/ids.received"; then
+		echo "$wanted events, each once: $(grep -c '^[0-9]' "$TMP/client.out") live, $(grep -c '^backfill' "$TMP/client.out") by backfill"
+	else
+		echo "evstream_events has $wanted that match, the subscriber got $(wc -l <"$TMP/ids.received") ($(sort -u "$TMP/ids.received" | wc -l) different)"
+		diff "$TMP/ids.truth" "$TMP/ids.received" | head -n 10 || true
+		tail -n 5 "$TMP/client.log"
+		result=1
+	fi
+	say "The result"
 fi
 if [ $result = 0 ]; then
 	sql -A -t -F ' ' -c "SELECT sum(event_count), 'events of', count(DISTINCT user_id), 'users on', count(DISTINCT day), 'days counted exactly once,' FROM evstream_daily_counts"
