@@ -213,6 +213,8 @@ CREATE TABLE evstream.seeks (
 	log_offset bigint,
 	force boolean NOT NULL,
 	requested_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	-- when the consumers had looked at all topics after it: it is not for later ones
+	settled_at timestamptz,
 	CHECK ((to_time IS NULL) <> (log_offset IS NULL))
 );
 COMMENT ON TABLE evstream.seeks IS 'Moves that were asked for by evstream_seek()';
@@ -499,6 +501,11 @@ RETURNS record
 LANGUAGE c STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'evstream_check_record';
 COMMENT ON FUNCTION evstream.check_record(bytea, timestamptz, jsonb) IS 'Why a record is no good event; null if it is one';
+
+CREATE FUNCTION evstream.day_of(at timestamptz, zone text) RETURNS date
+LANGUAGE c STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'evstream_day_of';
+COMMENT ON FUNCTION evstream.day_of(timestamptz, text) IS 'The day of an event in a time zone, as the consumers count it';
 
 CREATE FUNCTION evstream.outbox_oldest_waiting()
 RETURNS interval
@@ -985,8 +992,19 @@ BEGIN
 				CASE WHEN $1 < 0 THEN 'partition' ELSE 'log_offset' END);
 	END IF;
 	PERFORM evstream.check_seek($3);
+	-- before the first start nothing is known of the topic
+	IF EXISTS (SELECT FROM evstream.logs l JOIN evstream.partitions p USING (log_id)
+			WHERE l.topic = COALESCE($3, current_setting('evstream.kafka_topic', true)))
+		AND NOT EXISTS (SELECT FROM evstream.logs l JOIN evstream.partitions p USING (log_id)
+			WHERE l.topic = COALESCE($3, current_setting('evstream.kafka_topic', true)) AND p.log_partition = $1)
+	THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = format('topic "%s" has no partition %s', COALESCE($3, current_setting('evstream.kafka_topic', true)), $1),
+			HINT = 'The view evstream_lag lists the partitions; one that was just added is picked up within seconds.';
+	END IF;
 	INSERT INTO evstream.seeks (topic, log_partition, log_offset, force)
-		VALUES (COALESCE($3, current_setting('evstream.kafka_topic')), $1, $2, $4);
+		VALUES ($3, $1, $2, $4);
 	PERFORM evstream.wake_workers();
 END
 $$;
@@ -1169,10 +1187,10 @@ BEGIN
 	DELETE FROM evstream.daily_counts c WHERE c.day BETWEEN from_day AND to_day;
 	INSERT INTO evstream.daily_counts (user_id, day, event_type, event_count, amount_total,
 			first_event_at, last_event_at, updated_at)
-		SELECT e.user_id, (e.occurred_at AT TIME ZONE zone)::date, e.event_type, count(*), trim_scale(sum(e.amount)),
+		SELECT e.user_id, evstream.day_of(e.occurred_at, zone), e.event_type, count(*), trim_scale(sum(e.amount)),
 			min(e.occurred_at), max(e.occurred_at), now()
 		FROM evstream.events e
-		WHERE (e.occurred_at AT TIME ZONE zone)::date BETWEEN from_day AND to_day
+		WHERE evstream.day_of(e.occurred_at, zone) BETWEEN from_day AND to_day
 		GROUP BY 1, 2, 3
 		ORDER BY 1, 2, 3;
 	GET DIAGNOSTICS nrows = ROW_COUNT;
@@ -1182,14 +1200,14 @@ BEGIN
 		DELETE FROM evstream.daily_items i WHERE i.day BETWEEN from_day AND to_day;
 		INSERT INTO evstream.daily_items (user_id, item_id, day, view_count, click_count, purchase_count,
 				event_count, updated_at)
-			SELECT e.user_id, e.item_id, (e.occurred_at AT TIME ZONE zone)::date,
+			SELECT e.user_id, e.item_id, evstream.day_of(e.occurred_at, zone),
 				count(*) FILTER (WHERE e.event_type = 'view'),
 				count(*) FILTER (WHERE e.event_type = 'click'),
 				count(*) FILTER (WHERE e.event_type = 'purchase'),
 				count(*), now()
 			FROM evstream.events e
 			WHERE e.item_id IS NOT NULL
-				AND (e.occurred_at AT TIME ZONE zone)::date BETWEEN from_day AND to_day
+				AND evstream.day_of(e.occurred_at, zone) BETWEEN from_day AND to_day
 			GROUP BY 1, 2, 3
 			ORDER BY 1, 2, 3;
 		GET DIAGNOSTICS nrows = ROW_COUNT;

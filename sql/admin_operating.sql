@@ -82,3 +82,8 @@ INSERT INTO evstream.dead_letters (reason, record_value) VALUES ('not_json', 'x'
 SELECT evstream_dead_letter_discard(max(id)) FROM evstream_dead_letters;
 SELECT count(*) FROM evstream_dead_letters;
 ROLLBACK;
+
+-- A restart cannot be prepared, as nobody would see to it at the commit.
+BEGIN;
+SELECT evstream_restart();
+PREPARE TRANSACTION 'evstream restart';

@@ -234,6 +234,18 @@ CALL pg_temp.wait_until($$ time_zone = 'UTC' FROM evstream.state $$);
 SELECT evstream_rebuild('2026-03-28', '2026-03-30') > 0 AS rebuilt;
 SELECT day, event_count FROM evstream_daily_summary WHERE user_id = 'zone' ORDER BY day;
 
+-- CET is a zone with summer time, here and when stats are computed again.
+SELECT pg_temp.set_here('evstream.time_zone', 'CET');
+CALL pg_temp.restart();
+CALL pg_temp.wait_until($$ time_zone = 'CET' FROM evstream.state $$);
+SELECT evstream_track('cet', 'view', occurred_at => '2026-07-01 22:30:00+00') IS NOT NULL AS ok;
+SELECT evstream_wait('60 s');
+SELECT evstream_rebuild('2026-06-30', '2026-07-03') > 0 AS rebuilt;
+SELECT day, event_count FROM evstream_daily_summary WHERE user_id = 'cet';
+SELECT pg_temp.set_here('evstream.time_zone', NULL);
+CALL pg_temp.restart();
+CALL pg_temp.wait_until($$ time_zone = 'UTC' FROM evstream.state $$);
+
 -- At the limit of dead letters consumption waits, and goes on when some are gone.
 SELECT pg_temp.set_here('evstream.dead_letter_limit', '2');
 CALL pg_temp.restart();
@@ -251,6 +263,16 @@ CALL pg_temp.restart();
 CALL pg_temp.wait_until('count(lag) = 1 FROM evstream_lag');
 SELECT topic, log_partition, lag, lag_seconds FROM evstream_lag;
 SELECT role, state IS NOT NULL AS state, errors FROM evstream_workers ORDER BY role;
+
+-- What cannot be stored is no loss, and health says that counting has stopped.
+ALTER TABLE evstream.batch_log ADD CONSTRAINT broken CHECK (log_id <> 1) NOT VALID;
+SELECT evstream_track('broken', 'view', occurred_at => '2026-02-01 00:00:00+00') IS NOT NULL AS ok;
+CALL pg_temp.wait_until($$ evstream_health() #>> '{components,workers,status}' = 'down' $$);
+SELECT h ->> 'status' AS status, split_part(h #>> '{components,workers,why}', ';', 1) AS why FROM evstream_health() h;
+ALTER TABLE evstream.batch_log DROP CONSTRAINT broken;
+SELECT evstream_wait('60 s');
+SELECT event_count FROM evstream_daily_summary WHERE user_id = 'broken';
+SELECT evstream_health() #>> '{components,workers,why}' LIKE '%fails%' AS fails;
 
 -- Made again it starts clean.
 DISCARD TEMP;

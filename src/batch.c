@@ -276,6 +276,26 @@ day_of(TimestampTz at, pg_tz *zone)
 	return date2j(tm.tm_year, tm.tm_mon, tm.tm_mday) - POSTGRES_EPOCH_JDATE;
 }
 
+PG_FUNCTION_INFO_V1(evstream_day_of);
+
+/*
+ * evstream.day_of(timestamptz, text): as the consumers have it.  AT TIME ZONE
+ * takes "CET" for the abbreviation, which knows no summer time.
+ */
+Datum
+evstream_day_of(PG_FUNCTION_ARGS)
+{
+	TimestampTz at = PG_GETARG_TIMESTAMPTZ(0);
+	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	pg_tz	   *zone = pg_tzset(name);
+
+	if (zone == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("time zone \"%s\" not recognized", name)));
+	PG_RETURN_DATEADT(day_of(at, zone));
+}
+
 void
 batch_parse(Batch *batch)
 {

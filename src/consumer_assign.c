@@ -267,6 +267,7 @@ typedef struct PartUnit
 	int64		seek_time_ms;
 	int64		seek_offset;
 	bool		seek_force;
+	bool		seek_settled;	/* before this log was there */
 	int64		start_offset;
 } PartUnit;
 
@@ -286,8 +287,8 @@ static void
 find_seek_unit(void *arg)
 {
 	PartUnit   *unit = arg;
-	Oid			types[4] = {TEXTOID, INT4OID, INT8OID, BOOLOID};
-	Datum		values[4];
+	Oid			types[5] = {TEXTOID, INT4OID, INT8OID, BOOLOID, INT4OID};
+	Datum		values[5];
 	HeapTuple	tuple;
 	TupleDesc	desc;
 	bool		isnull;
@@ -297,11 +298,14 @@ find_seek_unit(void *arg)
 	values[1] = Int32GetDatum(unit->partition);
 	values[2] = Int64GetDatum(unit->part->log.seek_id);
 	values[3] = BoolGetDatum(strcmp(unit->topic, setting_kafka_topic) == 0);
+	values[4] = Int32GetDatum(unit->part->log.log_id);
 	unit->seek_id = 0;
-	if (SPI_execute_with_args("SELECT seek_id, to_time, log_offset, force FROM evstream.seeks"
+	if (SPI_execute_with_args("SELECT seek_id, to_time, log_offset, force,"
+							  " settled_at < (SELECT created_at FROM evstream.logs WHERE log_id = $5) IS TRUE"
+							  " FROM evstream.seeks"
 							  " WHERE seek_id > $3 AND (log_partition IS NULL OR log_partition = $2)"
 							  " AND (topic = $1 OR topic IS NULL AND (log_partition IS NULL OR $4))"
-							  " ORDER BY seek_id DESC LIMIT 1", 4, types, values, NULL, true, 1) != SPI_OK_SELECT)
+							  " ORDER BY seek_id DESC LIMIT 1", 5, types, values, NULL, true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not read evstream.seeks");
 	if (SPI_processed == 0)
 		return;
@@ -310,9 +314,11 @@ find_seek_unit(void *arg)
 	unit->seek_id = DatumGetInt64(SPI_getbinval(tuple, desc, 1, &isnull));
 	to_time = DatumGetTimestampTz(SPI_getbinval(tuple, desc, 2, &isnull));
 	unit->seek_is_time = !isnull;
-	unit->seek_time_ms = (to_time + UNIX_EPOCH_OFFSET_US) / 1000;
+	/* to Kafka -1 is the end, and other times before 1970 are no times */
+	unit->seek_time_ms = Max((to_time + UNIX_EPOCH_OFFSET_US) / 1000, 0);
 	unit->seek_offset = DatumGetInt64(SPI_getbinval(tuple, desc, 3, &isnull));
 	unit->seek_force = DatumGetBool(SPI_getbinval(tuple, desc, 4, &isnull));
+	unit->seek_settled = DatumGetBool(SPI_getbinval(tuple, desc, 5, &isnull));
 }
 
 static void
@@ -419,8 +425,8 @@ load_part(const char *topic, int npartitions, int partition)
 
 		if (!worker_run("looking for a seek", find_seek_unit, &unit, NULL))
 			return NULL;
-		/* what was asked for before the partition was there is not meant for it */
-		status = unit.seek_id != 0 && !unit.added_later ? resolve_seek(&unit) : resolve_start(&unit);
+		/* what was done before the partition, or the topic, was there is not meant for it */
+		status = unit.seek_id != 0 && !unit.added_later && !unit.seek_settled ? resolve_seek(&unit) : resolve_start(&unit);
 		if (status != KAFKA_OK)
 			source_away("offsets", status);
 		if (status != KAFKA_OK || !worker_run("beginning a partition", create_part_unit, &unit, NULL))
@@ -508,9 +514,22 @@ check_unsure(const char *topic, int npartitions)
 	return true;
 }
 
+/* Seeks from before we looked at all topics are not meant for topics that come later. */
+static void
+settle_seeks_unit(void *arg)
+{
+	Oid			types[1] = {TIMESTAMPTZOID};
+	Datum		values[1] = {TimestampTzGetDatum(*(TimestampTz *) arg)};
+
+	if (SPI_execute_with_args("UPDATE evstream.seeks SET settled_at = pg_catalog.clock_timestamp()"
+							  " WHERE settled_at IS NULL AND requested_at < $1", 1, types, values, NULL, false, 0) != SPI_OK_UPDATE)
+		elog(ERROR, "could not settle seeks");
+}
+
 bool
 source_find_partitions(void)
 {
+	TimestampTz begun = GetCurrentTimestamp();
 	ListCell   *lc;
 	int			t = 0;
 	int			known = 0;
@@ -570,6 +589,8 @@ source_find_partitions(void)
 		if (!check_unsure(topic, n))
 			return false;
 	}
+	if (worker_self.index == 0 && !worker_run("settling seeks", settle_seeks_unit, &begun, NULL))
+		return false;
 	if (known == list_length(source.topics))
 	{
 		source.missing_since = 0;

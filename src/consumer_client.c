@@ -12,6 +12,7 @@
 #include "postgres.h"
 
 #include "access/xlog.h"
+#include "commands/dbcommands.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
@@ -237,6 +238,36 @@ mark_is_foreign(const char *mark)
 	return strtoll(strrchr(mark, '/') + 1, NULL, 10) >= source.claim;
 }
 
+typedef struct GoneUnit
+{
+	Oid			database;
+	bool		gone;
+} GoneUnit;
+
+static void
+gone_unit(void *arg)
+{
+	GoneUnit   *unit = arg;
+
+	unit->gone = get_database_name(unit->database) == NULL;
+}
+
+/* Is it the mark of a database of this server that was dropped? */
+static bool
+mark_is_of_dropped(const char *mark)
+{
+	unsigned long long system;
+	unsigned int database;
+	GoneUnit	unit = {0};
+
+	if (strlen(mark) < strlen(MARK_PREFIX) + 36 ||
+		sscanf(mark + strlen(MARK_PREFIX) + 36, "/%llu/%u/", &system, &database) != 2 ||
+		system != GetSystemIdentifier())
+		return false;
+	unit.database = database;
+	return worker_run("looking for the owner of the group", gone_unit, &unit, NULL) && unit.gone;
+}
+
 /*
  * Reads the marks of the partitions and writes ours where it is missing.
  * False: somebody else owns the group, or Kafka does not answer; then we have
@@ -276,7 +307,8 @@ source_check_owner(bool claim)
 	}
 	for (int i = 0; i < source.nparts; i++)
 	{
-		if (found[i].mark[0] != '\0' && mark_is_foreign(found[i].mark))
+		if (found[i].mark[0] != '\0' && mark_is_foreign(found[i].mark) &&
+			!mark_is_of_dropped(found[i].mark))
 		{
 			char	   *message = psprintf("the Kafka group \"%s\" belongs to another database (mark %s)",
 										   setting_group_name(), found[i].mark);

@@ -319,6 +319,7 @@ consumer_kafka_loop(void)
 				n++;
 		if (n > 0)
 		{
+			show_lag();
 			if (!consumer_store(records, n, headers_json))
 				worker_restart("a partition was moved");
 			show_lag();

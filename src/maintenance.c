@@ -249,7 +249,7 @@ find_stats_limit(void *arg)
 	Datum values[] = {TimestampTzGetDatum(turn->now - Max(kept, 0))};
 
 	turn->found = kept >= 0 &&
-				  execute("SELECT pg_catalog.date_trunc('month', $1 AT TIME ZONE time_zone)::date"
+				  execute("SELECT pg_catalog.date_trunc('month', evstream.day_of($1, time_zone)::timestamp)::date"
 						  " FROM evstream.state",
 						  1, types, values) > 0;
 	if (turn->found)
@@ -495,7 +495,10 @@ merge_batch_log(void *arg)
 			" ), gone AS ("
 			"  DELETE FROM evstream.batch_log b USING kept k"
 			"   WHERE b.log_id = k.log_id AND b.log_partition = k.log_partition"
-			"    AND (b.generation < k.generation"
+			/* the last record that was consumed stays: to know the topic again */
+			"    AND (b.generation < k.generation AND EXISTS (SELECT FROM evstream.batch_log n"
+			"      WHERE n.log_id = b.log_id AND n.log_partition = b.log_partition"
+			"       AND (n.generation, n.from_offset) > (b.generation, b.from_offset))"
 			"     OR b.generation = k.generation AND b.from_offset < k.from_offset)"
 			"    AND (NOT $1 OR b.last_received_at IS NULL OR EXISTS ("
 			"     SELECT FROM evstream.notifier_cursors c WHERE c.log_id = b.log_id"

@@ -412,7 +412,7 @@ void
 partition_record_days(const char *name)
 {
 	execute("INSERT INTO evstream.unstored_days (day, time_zone)"
-			" SELECT DISTINCT (e.occurred_at AT TIME ZONE s.time_zone)::date, s.time_zone"
+			" SELECT DISTINCT evstream.day_of(e.occurred_at, s.time_zone), s.time_zone"
 			" FROM evstream.%s e CROSS JOIN evstream.state s"
 			" ON CONFLICT DO NOTHING",
 			quote_identifier(name));

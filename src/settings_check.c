@@ -120,7 +120,7 @@ check_brokers(char **newval, void **extra, GucSource source)
 
 	if (is_empty(*newval))
 		return true;
-	if (strchr(*newval, '@') != NULL)
+	if (strpbrk(*newval, "@=") != NULL)
 	{
 		GUC_check_errcode(ERRCODE_INVALID_PARAMETER_VALUE);
 		GUC_check_errmsg("evstream.kafka_brokers must not contain a user or a password");
@@ -391,15 +391,37 @@ check_start(char **newval, void **extra, GucSource source)
 	return false;
 }
 
+/*
+ * Anything but a name of a zone is an offset to pg_tzset(), and in POSIX's way:
+ * "+02" is two hours west of Greenwich.
+ */
+static bool
+is_zone_name(const char *name)
+{
+	static const char *const with_digits[] = {"EST5EDT", "CST6CDT", "MST7MDT", "PST8PDT",
+											  "GMT0", "GMT+0", "GMT-0"};
+
+	if (!((name[0] >= 'A' && name[0] <= 'Z') || (name[0] >= 'a' && name[0] <= 'z')))
+		return false;
+	if (strpbrk(name, "0123456789,<") == NULL || pg_strncasecmp(name, "Etc/", 4) == 0)
+		return true;
+	for (int i = 0; i < (int) lengthof(with_digits); i++)
+	{
+		if (pg_strcasecmp(name, with_digits[i]) == 0)
+			return true;
+	}
+	return false;
+}
+
 bool
 check_time_zone(char **newval, void **extra, GucSource source)
 {
-	pg_tz *zone = **newval ? pg_tzset(*newval) : NULL;
+	pg_tz *zone = is_zone_name(*newval) ? pg_tzset(*newval) : NULL;
 
 	if (zone == NULL)
 	{
 		GUC_check_errdetail("There is no such time zone.");
-		GUC_check_errhint("The view pg_timezone_names lists them.");
+		GUC_check_errhint("The view pg_timezone_names lists them; for an offset, Etc/GMT-2 is two hours east of UTC.");
 		return false;
 	}
 	if (!pg_tz_acceptable(zone))

@@ -42,6 +42,7 @@
 #define REPEAT_LOG_US    (60 * USECS_PER_SEC)
 #define BACKOFF_FIRST_MS 100
 #define BACKOFF_LAST_MS  30000
+#define FAILING_AFTER    4 /* failures in a row, about a second: nothing that passes by itself */
 #define STATS_FLUSH_MS   500
 
 WorkerSelf worker_self;
@@ -398,6 +399,15 @@ worker_run(const char *what, WorkerUnit unit, void *arg, int *sqlerrcode)
 		status_error(last_error);
 		if (failures < 30)
 			failures++;
+		if (failures >= FAILING_AFTER)
+		{
+			char *message = psprintf("%s fails again and again (%s): %s", self_name, what, last_error);
+
+			status_problem(COMPONENT_WORKERS,
+						   worker_self.role == ROLE_CONSUMER ? LEVEL_DOWN : LEVEL_DEGRADED, "failing",
+						   message, "It tries again by itself. Look into the server log, and mend the cause.");
+			pfree(message);
+		}
 		RESUME_INTERRUPTS();
 	}
 	PG_END_TRY();
@@ -407,7 +417,10 @@ worker_run(const char *what, WorkerUnit unit, void *arg, int *sqlerrcode)
 	if (extension_gone)
 		leave(true, "the extension is gone");
 	if (done)
+	{
 		failures = 0;
+		status_problem(COMPONENT_WORKERS, LEVEL_OK, "failing", NULL, NULL);
+	}
 	stats_pending = true;
 	pgstat_report_stat(false);
 	pgstat_report_activity(STATE_IDLE, NULL);

@@ -207,6 +207,9 @@ for my $case (
 	[ 'evstream.retention', '-1 day', qr/positive/ ],
 	[ 'evstream.retention', '', qr/positive/ ],
 	[ 'evstream.time_zone', 'Mars/Olympus', qr/no such time zone/ ],
+	[ 'evstream.time_zone', '+02', qr/no such time zone.*Etc\/GMT-2/s ],
+	[ 'evstream.time_zone', 'UTC+3', qr/no such time zone/ ],
+	[ 'evstream.kafka_brokers', 'sasl.password=hunter2', qr/must not contain a user or a password/ ],
 	[ 'evstream.kafka_start', 'soon', qr/earliest/ ],
 	[ 'evstream.kafka_topic', 'a b', qr/letters/ ],
 	[ 'evstream.kafka_read_topics', 'a,,b', qr/comma-separated/ ],
@@ -225,7 +228,7 @@ for my $case (
 is(count_log($node, qr/hunter2/), 0, 'no secret in the log');
 for my $good ([ 'stats_retention', '' ], [ 'retention', 'P30D' ], [ 'kafka_start', '2026-11-20 12:00:00+01' ],
 	[ 'kafka_start', '2026-11-20' ], [ 'redis_url', 'redis://[::1]:6379/1' ], [ 'redis_url', 'unix:///run/redis.sock' ],
-	[ 'kafka_options', 'linger.ms=5' ], [ 'time_zone', 'Europe/Berlin' ], [ 'max_event_bytes', '2MB' ],
+	[ 'kafka_options', 'linger.ms=5' ], [ 'time_zone', 'Europe/Berlin' ], [ 'time_zone', 'Etc/GMT-2' ], [ 'time_zone', 'EST5EDT' ], [ 'max_event_bytes', '2MB' ],
 	[ 'traceparent', '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01' ])
 {
 	my ($rc, $out, $err) = $node->psql('postgres', "SET evstream.$good->[0] = '$good->[1]'");

@@ -190,6 +190,42 @@ count_is('made', 630, 'all of it counts');
 is($node->safe_psql('made', 'SELECT count(DISTINCT event_id) FROM evstream_events'), 630, 'with ids of their own');
 ok(wait_for_sql($node, 'made', "SELECT evstream_health() #>> '{components,kafka,status}'", 'ok', 20), 'and health is well');
 
+# ---- A seek, and topics that come after it ----
+
+make_topic('sought', 1);
+produce('sought', records(100, 1, $base));
+new_db('sought', kafka_topic => 'sought');
+consumed('sought', 'sought', '0:100', 'consumed before the seek');
+$node->safe_psql('sought', q{SELECT evstream_seek('1900-01-01'::timestamptz)});
+ok(seek_done('sought', 0), 'a seek to the start');
+consumed('sought', 'sought', '0:100', 'what was consumed is passed over');
+count_is('sought', 100, 'nothing counts twice');
+$node->safe_psql('sought', q{SELECT evstream_seek('2100-01-01'::timestamptz)});
+ok(seek_done('sought', 0), 'a seek to the end');
+ok(wait_for_sql($node, 'sought', 'SELECT bool_and(settled_at IS NOT NULL) FROM evstream.seeks', 't', 20), 'it is settled');
+my ($rc, $out, $err) = $node->psql('sought', 'SELECT evstream_seek(7, 0)');
+like($err, qr/topic "sought" has no partition 7/, 'a partition that is not there cannot be sought');
+make_topic('later', 1);
+produce('later', records(100, 1, $base));
+$node->safe_psql('postgres', q{ALTER DATABASE sought SET evstream.kafka_read_topics = 'later'});
+$node->safe_psql('sought', 'SELECT evstream_restart()');
+consumed('sought', 'later', '0:100', 'a topic that is added after a seek begins as kafka_start says');
+count_is('sought', 200, 'all of it counts');
+# no row of the position's own generation tells the topic again
+ok(wait_for_sql($node, 'sought', q{SELECT max(generation) FROM evstream.batch_log b JOIN evstream.logs USING (log_id)
+	WHERE topic = 'sought'}, 1, 20), 'nothing was consumed since the last seek');
+$node->stop('fast');
+delete_topic('sought');
+make_topic('sought', 1);
+produce('sought', records(150, 1, $base + 3));
+$node->start;
+consumed('sought', 'sought', '0:150', 'made again after a seek');
+count_is('sought', 350, 'all of it counts');
+$node->safe_psql('postgres', 'DROP DATABASE sought');
+new_db('sought', kafka_topic => 'sought');
+consumed('sought', 'sought', '0:150', 'a database of the name of one that was dropped starts clean');
+$node->safe_psql('postgres', 'DROP DATABASE sought');
+
 # ---- Records that expired before they were consumed ----
 
 make_topic('expiring', 2);
