@@ -158,7 +158,6 @@ redis_cli('RENAME', 'evstream:state', 'state');
 redis_cli('SET', 'evstream:state', 'mine');
 track(5);
 health('degraded', 'is no hash of evstream', 'the key of the state');
-redis_cli('DEL', 'evstream:state');
 redis_cli('RENAME', 'state', 'evstream:state');
 settle('it is back');
 holds('all', 1, 1075, 1, 'nothing is lost or doubled');
