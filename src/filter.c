@@ -25,6 +25,7 @@
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
+#include "storage/proc.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -43,6 +44,10 @@
 /* What our locks on objects are for; nothing in the server uses these numbers. */
 #define LOCK_CHANGES    1
 #define LOCK_SUBSCRIBER 2
+#define LOCK_ALL        3
+
+/* Calls of a transaction that lock one subscriber each; with more it locks all. */
+#define LOCKED_SINGLY 1000
 
 PG_FUNCTION_INFO_V1(evstream_lock_subscriber);
 PG_FUNCTION_INFO_V1(evstream_filters_changed);
@@ -135,12 +140,39 @@ check_subscriber(const text *id)
 }
 
 /*
+ * The table of locks is shared by the whole server, and not large: whoever
+ * changes the filters of many subscribers locks all of them, unless another does
+ * it, too, as to wait for that one would be a deadlock.  True: the subscriber has
+ * to be locked by itself.
+ */
+static bool
+lock_singly(Oid table)
+{
+	static LocalTransactionId counted_for = InvalidLocalTransactionId;
+	static int count = 0;
+	LOCKTAG all;
+
+	if (counted_for != compat_my_lxid())
+	{
+		counted_for = compat_my_lxid();
+		count = 0;
+	}
+	SET_LOCKTAG_OBJECT(all, MyDatabaseId, RelationRelationId, table, LOCK_ALL);
+	if (++count > LOCKED_SINGLY &&
+		LockAcquire(&all, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL)
+		return false;
+	(void) LockAcquire(&all, RowExclusiveLock, false, false);
+	return true;
+}
+
+/*
  * Checks a subscriber's id, and keeps others from changing its filters until
  * the end of this transaction.
  */
 Datum
 evstream_lock_subscriber(PG_FUNCTION_ARGS)
 {
+	Oid table = filter_table();
 	text *id;
 	LOCKTAG tag;
 
@@ -149,10 +181,13 @@ evstream_lock_subscriber(PG_FUNCTION_ARGS)
 						errmsg("subscriber_id must not be null")));
 	id = PG_GETARG_TEXT_PP(0);
 	check_subscriber(id);
-	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, filter_table(),
-					   hash_bytes((unsigned char *) VARDATA_ANY(id), VARSIZE_ANY_EXHDR(id)),
-					   LOCK_SUBSCRIBER);
-	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	if (lock_singly(table))
+	{
+		SET_LOCKTAG_OBJECT(tag, MyDatabaseId, table,
+						   hash_bytes((unsigned char *) VARDATA_ANY(id), VARSIZE_ANY_EXHDR(id)),
+						   LOCK_SUBSCRIBER);
+		(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	}
 	PG_RETURN_VOID();
 }
 

@@ -41,6 +41,7 @@
 /* Ended versions, or removed ones, that are not worth the trouble. */
 #define FEW_ENDED   1000
 #define FEW_REMOVED 10000
+#define FEW_BYTES   (64 * 1024 * 1024)
 
 #define COLUMNS                                                                                    \
 	"version_id, subscriber_id, event_types, user_ids, user_tiers, min_amount, properties,"        \
@@ -312,6 +313,14 @@ read_all(Matcher *matcher, uint64 own_xid)
 	clear(matcher);
 	prepare(&all_plan, "SELECT " COLUMNS " FROM evstream.filters", 0, NULL);
 	take_rows(matcher, all_plan, NULL, own_xid);
+	matcher->built_bytes = MemoryContextMemAllocated(matcher->data, false);
+}
+
+/* Much more memory than when all was built: a few versions may be large ones. */
+static bool
+is_large(const Matcher *matcher)
+{
+	return MemoryContextMemAllocated(matcher->data, false) > 2 * matcher->built_bytes + FEW_BYTES;
 }
 
 static void
@@ -364,7 +373,8 @@ matcher_refresh(Matcher *matcher)
 		matcher->loaded = false;
 		forget_own(matcher);
 		read_changes(matcher, own_xid);
-		if (!purge(matcher) || matcher->nremoved > FEW_REMOVED + 2 * matcher->nheld)
+		if (!purge(matcher) || matcher->nremoved > FEW_REMOVED + 2 * matcher->nheld ||
+			is_large(matcher))
 			read_all(matcher, own_xid);
 	}
 	else

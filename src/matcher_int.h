@@ -205,6 +205,7 @@ struct Matcher
 	uint64 read_xmin;
 	uint64 own_xid; /* of versions that our own transaction made or ended */
 	int64 purge_at;
+	Size built_bytes; /* of data, when all was built */
 };
 
 /* Makes the structures in matcher->data, which is empty. */

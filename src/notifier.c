@@ -61,6 +61,7 @@ static const struct
 	[NP_FAILED] = {"failed", "Look into the log of Redis."},
 	[NP_ASIDE] = {"set_aside", "Remove or rename these keys in Redis; the streams then begin a new epoch."},
 	[NP_PUBLISH] = {"publish_denied", "Give the user of Redis PUBLISH and the channels below evstream.redis_prefix."},
+	[NP_BRIDGE] = {"bridge_denied", "Give the user of Redis PUBLISH and the channels below evstream.redis_prefix."},
 	[NP_DROPPED] = {"dropped", "evstream_restart() takes this message away."},
 	[NP_WENT_BACK] = {"new_epochs", "Subscribers see the epoch change and ask evstream_backfill()."},
 	[NP_EMPTIED] = {"emptied", "Subscribers see the epoch change and ask evstream_backfill()."},
@@ -272,7 +273,6 @@ evstream_notifier_main(Datum main_arg)
 	if (notifier.arena == NULL)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 	notifier.matcher = matcher_create(notifier.context);
-	status_notified_clear();
 	listen_begin(setting_list(setting_notify_channels));
 	prepare();
 

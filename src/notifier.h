@@ -102,6 +102,7 @@ typedef enum NotifierProblem
 	NP_FAILED,
 	NP_ASIDE,
 	NP_PUBLISH,
+	NP_BRIDGE,
 	NP_DROPPED,
 	NP_WENT_BACK,
 	NP_EMPTIED,
@@ -172,6 +173,7 @@ extern bool link_forward(void);
 /* Does the connection still stand, as far as the socket knows? */
 extern bool link_alive(void);
 
+#define LINK_LOOKUP_MS  15000
 #define LINK_CONNECT_MS 1000
 #define LINK_COMMAND_MS 2000
 

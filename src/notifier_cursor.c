@@ -383,6 +383,9 @@ cursor_check(void)
 	notifier.checked = anchor(owner, lost || went_back, unit.parts, unit.nparts);
 	if (notifier.checked)
 	{
+		/* Until here what an earlier notifier has sent stands: it is in the streams. */
+		if (lost || went_back || older)
+			status_notified_clear();
 		if (went_back)
 			notifier_problem(NP_WENT_BACK,
 							 "the database is older than what Redis holds: all streams begin a new epoch");

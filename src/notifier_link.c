@@ -209,6 +209,12 @@ link_connect(void)
 		(void) fault(status, error);
 		return false;
 	}
+	until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LINK_LOOKUP_MS);
+	while (redis_is_looking_up(notifier.client))
+	{
+		if (advance(until) != RSTATUS_OK)
+			return false;
+	}
 	until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LINK_CONNECT_MS);
 	while (!redis_is_ready(notifier.client))
 	{
@@ -412,9 +418,11 @@ link_forward(void)
 		{
 			char *message = psprintf("Redis refuses to publish notifications: %s", error);
 
-			notifier_problem(NP_PUBLISH, message);
+			notifier_problem(NP_BRIDGE, message);
 			pfree(message);
 		}
+		else
+			notifier_problem(NP_BRIDGE, NULL);
 		worker_check();
 	}
 	return true;

@@ -21,6 +21,9 @@
  * length of streams, prefix of channels, channel of all events or '', number of
  * events; then the events; then the subscribers; then for each event who gets it.
  *
+ * A stream that others have filled with ids of the far future goes on behind
+ * them, and does not draw the epochs of all others, and of the mirror, there.
+ *
  * Gives {'ok', highest new epoch, deliveries, failed publications, why, number
  * set aside, name, why, ...}, or {'owner', who}, or {'moved', cursor}.
  */
@@ -64,10 +67,10 @@ const char *const notifier_script_send =
 	"    local ms = last and tonumber(string.match(last, '^%d+')) or 0\n"
 	"    local epoch = math.max(floor, epochs[i] + 1, ms + 1)\n"
 	"    if epoch > 9007199254740991 then\n"
-	"      aside[i] = 'no id can follow ' .. last\n"
+	"      aside[i] = 'no id can follow ' .. (last or text(epoch - 1))\n"
 	"    else\n"
 	"      epochs[i], seqs[i] = epoch, 0\n"
-	"      newest_epoch = math.max(newest_epoch, epoch)\n"
+	"      if epoch <= floor + 86400000 then newest_epoch = math.max(newest_epoch, epoch) end\n"
 	"    end\n"
 	"  end\n"
 	"end\n"

@@ -5,14 +5,20 @@
  *
  *-------------------------------------------------------------------------
  */
+#include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <netdb.h>
 #include <poll.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <hiredis/hiredis.h>
 
@@ -40,9 +46,25 @@ typedef struct Address
 	int db;
 } Address;
 
+/*
+ * The look for a host's address, which can take many seconds, in a thread of its
+ * own.  Whoever of the two is last frees it.
+ */
+typedef struct Lookup
+{
+	char *host;
+	char address[NI_MAXHOST]; /* "": there is none */
+	int error;                /* of getaddrinfo() */
+	int done[2];              /* a pipe: something to read, or its end, when it is over */
+	int users;
+} Lookup;
+
 struct RedisClient
 {
-	redisContext *context;
+	redisContext *context; /* NULL while the address is looked for */
+	Lookup *lookup;
+	char *user;
+	char *password;
 	Address address;
 	bool connected;
 	bool wants_write;
@@ -246,14 +268,14 @@ queue(RedisClient *client, int argc, const char **argv)
 }
 
 static bool
-queue_greetings(RedisClient *client, const RedisConf *conf)
+queue_greetings(RedisClient *client)
 {
-	if (conf->password != NULL)
+	if (client->password != NULL)
 	{
-		const char *with_user[] = {"AUTH", conf->user, conf->password};
-		const char *without[] = {"AUTH", conf->password};
+		const char *with_user[] = {"AUTH", client->user, client->password};
+		const char *without[] = {"AUTH", client->password};
 
-		if (!(conf->user ? queue(client, 3, with_user) : queue(client, 2, without)))
+		if (!(client->user ? queue(client, 3, with_user) : queue(client, 2, without)))
 			return false;
 		client->greetings++;
 	}
@@ -268,6 +290,125 @@ queue_greetings(RedisClient *client, const RedisConf *conf)
 		client->greetings++;
 	}
 	return true;
+}
+
+/* ---- the address of a host ---- */
+
+static void
+leave_lookup(Lookup *lookup)
+{
+	if (__atomic_sub_fetch(&lookup->users, 1, __ATOMIC_ACQ_REL) > 0)
+		return;
+	close(lookup->done[0]);
+	close(lookup->done[1]);
+	free(lookup->host);
+	free(lookup);
+}
+
+/* As hiredis does it: IPv4 first. */
+static void *
+look_up(void *arg)
+{
+	Lookup *lookup = arg;
+	static const int families[] = {AF_INET, AF_INET6};
+
+	for (int i = 0; i < 2 && lookup->address[0] == '\0'; i++)
+	{
+		struct addrinfo hints = {.ai_family = families[i], .ai_socktype = SOCK_STREAM};
+		struct addrinfo *found = NULL;
+
+		lookup->error = getaddrinfo(lookup->host, NULL, &hints, &found);
+		if (lookup->error != 0)
+			continue;
+		if (getnameinfo(found->ai_addr, found->ai_addrlen, lookup->address,
+						sizeof(lookup->address), NULL, 0, NI_NUMERICHOST) != 0)
+			lookup->address[0] = '\0';
+		freeaddrinfo(found);
+	}
+	while (write(lookup->done[1], "", 1) < 0 && errno == EINTR)
+		;
+	leave_lookup(lookup);
+	return NULL;
+}
+
+/* The thread takes no signals: they are the server's. */
+static Lookup *
+begin_lookup(const char *host)
+{
+	Lookup *lookup = calloc(1, sizeof(Lookup));
+	pthread_t thread;
+	sigset_t all;
+	sigset_t before;
+	int failed;
+
+	if (lookup == NULL)
+		return NULL;
+	lookup->host = copy_part(host, strlen(host));
+	lookup->users = 2;
+	if (lookup->host == NULL || pipe(lookup->done) != 0)
+	{
+		free(lookup->host);
+		free(lookup);
+		return NULL;
+	}
+	(void) fcntl(lookup->done[0], F_SETFD, FD_CLOEXEC);
+	(void) fcntl(lookup->done[1], F_SETFD, FD_CLOEXEC);
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	failed = pthread_create(&thread, NULL, look_up, lookup);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	if (failed)
+	{
+		leave_lookup(lookup);
+		leave_lookup(lookup);
+		return NULL;
+	}
+	pthread_detach(thread);
+	return lookup;
+}
+
+/* Begins to connect to an address that needs no look-up. */
+static RedisStatus
+connect_to(RedisClient *client, const char *address)
+{
+	client->context = client->address.is_socket
+						  ? redisConnectUnixNonBlock(address)
+						  : redisConnectNonBlock(address, client->address.port);
+	if (client->context == NULL || client->context->err != 0 || !queue_greetings(client))
+		return fail(client, RSTATUS_AWAY, "%s",
+					client->context && client->context->err ? client->context->errstr
+															: "out of memory");
+	client->wants_write = true;
+	return RSTATUS_OK;
+}
+
+/* Is the address known?  Until then client->context stays NULL. */
+static RedisStatus
+finish_lookup(RedisClient *client)
+{
+	Lookup *lookup = client->lookup;
+	struct pollfd ask = {lookup->done[0], POLLIN, 0};
+	char address[NI_MAXHOST];
+	int error;
+
+	if (poll(&ask, 1, 0) <= 0)
+		return RSTATUS_OK;
+	memcpy(address, lookup->address, sizeof(address));
+	error = lookup->error;
+	leave_lookup(lookup);
+	client->lookup = NULL;
+	if (address[0] == '\0')
+		return fail(client, RSTATUS_AWAY, "could not find the address of \"%s\": %s",
+					client->address.host, error ? gai_strerror(error) : "it has none");
+	return connect_to(client, address);
+}
+
+static bool
+is_address(const char *host)
+{
+	unsigned char bytes[sizeof(struct in6_addr)];
+
+	return inet_pton(AF_INET, host, bytes) == 1 || inet_pton(AF_INET6, host, bytes) == 1;
 }
 
 RedisClient *
@@ -292,18 +433,23 @@ redis_open(const RedisConf *conf, RedisStatus *status, char *error)
 		return NULL;
 	}
 
-	client->context = client->address.is_socket
-						  ? redisConnectUnixNonBlock(client->address.host)
-						  : redisConnectNonBlock(client->address.host, client->address.port);
-	if (client->context == NULL || client->context->err != 0 || !queue_greetings(client, conf))
+	if (conf->user != NULL)
+		client->user = copy_part(conf->user, strlen(conf->user));
+	if (conf->password != NULL)
+		client->password = copy_part(conf->password, strlen(conf->password));
+	if ((conf->user != NULL && client->user == NULL) ||
+		(conf->password != NULL && client->password == NULL))
+		(void) fail(client, RSTATUS_AWAY, "out of memory");
+	else if (client->address.is_socket || is_address(client->address.host))
+		(void) connect_to(client, client->address.host);
+	else if ((client->lookup = begin_lookup(client->address.host)) == NULL)
+		(void) fail(client, RSTATUS_AWAY, "could not look for its address");
+	if (client->failed != RSTATUS_OK)
 	{
-		snprintf(error, REDIS_ERROR_SIZE, "%s",
-				 client->context && client->context->err ? client->context->errstr
-														 : "out of memory");
+		snprintf(error, REDIS_ERROR_SIZE, "%s", client->error);
 		redis_close(client);
 		return NULL;
 	}
-	client->wants_write = true;
 	*status = RSTATUS_OK;
 	return client;
 }
@@ -319,6 +465,10 @@ redis_close(RedisClient *client)
 	if (client->tls_context != NULL)
 		SSL_CTX_free(client->tls_context);
 #endif
+	if (client->lookup != NULL)
+		leave_lookup(client->lookup);
+	free(client->user);
+	free(client->password);
 	free(client->address.host);
 	free(client);
 }
@@ -326,7 +476,13 @@ redis_close(RedisClient *client)
 int
 redis_fd(const RedisClient *client)
 {
-	return client->context->fd;
+	return client->context ? client->context->fd : client->lookup->done[0];
+}
+
+bool
+redis_is_looking_up(const RedisClient *client)
+{
+	return client->lookup != NULL;
 }
 
 bool
@@ -393,6 +549,13 @@ redis_advance(RedisClient *client)
 
 	if (client->failed != RSTATUS_OK)
 		return client->failed;
+	if (client->context == NULL)
+	{
+		RedisStatus status = finish_lookup(client);
+
+		if (status != RSTATUS_OK || client->context == NULL)
+			return status;
+	}
 	if (!client->connected)
 	{
 		RedisStatus status = finish_connect(client);

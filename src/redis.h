@@ -59,6 +59,9 @@ extern RedisClient *redis_open(const RedisConf *conf, RedisStatus *status, char 
 /* Closes the connection and frees it; NULL is fine. */
 extern void redis_close(RedisClient *client);
 
+/* Is the address of the host still looked for?  That may take the resolver's time. */
+extern bool redis_is_looking_up(const RedisClient *client);
+
 /* What to wait for: readable, and also writable if redis_wants_write(). */
 extern int redis_fd(const RedisClient *client);
 extern bool redis_wants_write(const RedisClient *client);
