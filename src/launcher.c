@@ -42,6 +42,7 @@
 #include "launcher.h"
 #include "settings.h"
 #include "shared.h"
+#include "status.h"
 
 #define IDLE_MS          60000 /* then pg_database is looked through anyway */
 #define START_LIMIT_MS   15000 /* for a process to come up */
@@ -451,6 +452,7 @@ compare_database(DatabaseEntry *db, TimestampTz now, StartPlan *plan)
 		(shared->slots[SCOUT_SLOT].phase == SLOT_FREE ||
 		 shared->slots[SCOUT_SLOT].dboid != db->dboid))
 	{
+		status_notified_clear(db->dboid);
 		db->dboid = InvalidOid;
 		return;
 	}

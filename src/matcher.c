@@ -385,7 +385,8 @@ matcher_refresh(Matcher *matcher)
 	matcher->read_xmin = snapshot_xmin();
 	PopActiveSnapshot();
 	matcher->relid = table;
-	matcher->changes = heard;
+	/* an older snapshot does not show all that was heard of */
+	matcher->changes = IsolationUsesXactSnapshot() ? 0 : heard;
 	matcher->loaded = true;
 	matcher_use_snapshot(matcher, NULL);
 }

@@ -385,7 +385,7 @@ cursor_check(void)
 	{
 		/* Until here what an earlier notifier has sent stands: it is in the streams. */
 		if (lost || went_back || older)
-			status_notified_clear();
+			status_notified_clear(MyDatabaseId);
 		if (went_back)
 			notifier_problem(NP_WENT_BACK,
 							 "the database is older than what Redis holds: all streams begin a new epoch");

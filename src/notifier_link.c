@@ -106,8 +106,8 @@ tell(RedisStatus status, const char *text)
 			message = psprintf("Redis does not let the user do this: %s", text);
 			break;
 		case NP_STATE_KEY:
-			message = psprintf("the key \"%s\" in Redis is no hash of evstream's",
-							   notifier_name("state", ""));
+			message = psprintf("the key \"%sstate\" in Redis is no hash of evstream's",
+							   setting_redis_prefix);
 			break;
 		case NP_COUNT:
 			break;

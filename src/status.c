@@ -345,14 +345,12 @@ status_notified(int32 log_id, int32 partition, TimestampTz passed_at)
 }
 
 void
-status_notified_clear(void)
+status_notified_clear(Oid dboid)
 {
-	if (own_slot == NULL)
-		return;
 	LWLockAcquire(shared->lag_lock, LW_EXCLUSIVE);
 	for (int i = 0; i < shared->nnotified; i++)
 	{
-		if (shared->notified[i].dboid == own_slot->dboid)
+		if (shared->notified[i].dboid == dboid)
 			shared->notified[i].dboid = InvalidOid;
 	}
 	LWLockRelease(shared->lag_lock);

@@ -88,8 +88,8 @@ extern bool status_fans_out(Oid dboid);
 /* All events of a partition that were received until then are in Redis. */
 extern void status_notified(int32 log_id, int32 partition, TimestampTz passed_at);
 
-/* Forget the entries of this worker's database. */
-extern void status_notified_clear(void);
+/* Forget the entries of a database. */
+extern void status_notified_clear(Oid dboid);
 
 /* 0: not known. */
 extern TimestampTz status_notified_at(Oid dboid, int32 log_id, int32 partition);
