@@ -17,7 +17,7 @@ SHLIB_LINK = -lrdkafka -lhiredis $(if $(REDIS_TLS),-lhiredis_ssl -lssl -lcrypto)
 REGRESS = $(if $(wildcard sql/schedule),$(shell sed -n 's/^test: *//p' sql/schedule),$(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql))))
 ISOLATION = $(patsubst specs/%.spec,%,$(sort $(wildcard specs/*.spec)))
 
-BENCH_BIN = bench/evgen bench/kprobe
+BENCH_BIN = bench/evgen bench/kprobe bench/latency
 EXTRA_CLEAN = $(BENCH_BIN) results
 
 PG_CONFIG ?= pg_config
@@ -67,7 +67,7 @@ help:
 	@echo 'make check            every test, in servers and a broker of their own'
 	@echo 'make check T=name     one of them: sql/name.sql, specs/name.spec, t/name.pl, test/name.c ...'
 	@echo 'make accept           take the results that the last check saw as the expected ones'
-	@echo 'make bench            what one consumer takes, against plain COPY and an aggregate'
+	@echo 'make bench            figures of all parts, each beside a plain one of the same run'
 	@echo 'make format           lay out the C files'
 	@echo 'make lint             warnings as errors, exported names, scripts'
 	@echo 'make deps             install what the above need (Debian, apt)'
@@ -88,7 +88,7 @@ accept:
 	@scripts/accept.sh
 
 bench:
-	@scripts/deps.sh build kafka
+	@scripts/deps.sh build kafka redis
 	@scripts/bench.sh
 
 format:
@@ -109,3 +109,6 @@ bench/evgen: $(wildcard bench/evgen*.c) $(wildcard bench/evgen*.h)
 
 bench/kprobe: bench/kprobe.c
 	$(or $(CC),cc) $(TOOL_CFLAGS) -o $@ $< -lrdkafka
+
+bench/latency: bench/latency.c
+	$(or $(CC),cc) $(TOOL_CFLAGS) -D_GNU_SOURCE -I$(shell $(PG_CONFIG) --includedir) -o $@ $< -L$(shell $(PG_CONFIG) --libdir) -lpq

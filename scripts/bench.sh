@@ -12,11 +12,22 @@
 #   idle          what all workers of a database take while there is nothing to do,
 #                 in percent of a core (embedded log)
 #   idle-kafka    the same with Kafka
+#   matcher       events a second that are matched with 100,000 filters, of which 10
+#                 match. Beside it: with 100 filters, of which 10 match
+#   fanout        stored events to Redis, 10 subscribers each: deliveries a second,
+#                 each of them an entry of a stream and a publication. Beside it: XADD
+#                 and PUBLISH by redis-benchmark, pipelined by 100
+#   latency       from the begin of the statement that tracks and commits an event to
+#                 the message at a subscriber in Redis, at 1,000 events a second, in ms
+#                 (embedded log). Beside it: INSERT into a bare table, and PUBLISH by
+#                 the client when it is committed
+#   latency-kafka the same with Kafka
 #
 # B          the lines to run, separated by spaces (all)
 # RUNS       how often each is measured, ours and the other by turns (5)
 # EVENTS     of ingest (1000000); LOCAL_EVENTS of ingest-local (500000)
-# SECONDS_EACH  of a run of track (10) and of idle (30)
+# FANOUT_EVENTS of fanout (200000); LATENCY_RATE of latency (1000 a second)
+# SECONDS_EACH  of a run of track (10), of idle (30) and of latency (20)
 # KEEP       not empty: the server's directory stays
 #
 # The table at the end goes to results/bench.json as well. Exit status: 0 all aims
@@ -25,13 +36,16 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-LINES_KNOWN='ingest ingest-local track idle idle-kafka'
+LINES_KNOWN='ingest ingest-local track idle idle-kafka matcher fanout latency latency-kafka'
 LINES=${B:-$LINES_KNOWN}
 RUNS=${RUNS:-5}
 EVENTS=${EVENTS:-1000000}
 LOCAL_EVENTS=${LOCAL_EVENTS:-500000}
 TRACK_SECONDS=${SECONDS_EACH:-10}
 IDLE_SECONDS=${SECONDS_EACH:-30}
+FANOUT_EVENTS=${FANOUT_EVENTS:-200000}
+LATENCY_RATE=${LATENCY_RATE:-1000}
+LATENCY_SECONDS=${SECONDS_EACH:-20}
 SEED=1
 
 for line in $LINES; do
@@ -72,7 +86,7 @@ measured()
 {
 	echo "$1 $2 ${3:--}" >>"$TMP/runs"
 	say "$(awk -v line="$1" -v a="$2" -v b="${3:-0}" 'BEGIN {
-		printf "%-13s %12.4g", line, a; if (b) printf "  beside %12.4g  ratio %6.3f", b, a / b }')"
+		printf "%-17s %12.4g", line, a; if (b) printf "  beside %12.4g  ratio %6.3f", b, a / b }')"
 }
 
 # Seconds on this machine's clock, with fraction.
@@ -147,14 +161,35 @@ start_kafka()
 	"$REPO/bench/kprobe" -b "$BROKERS" create bench 4 >/dev/null
 }
 
-. "$REPO/bench/ingest.sh"
-. "$REPO/bench/track.sh"
-. "$REPO/bench/idle.sh"
+redis_here()
+{
+	local action=$1
+	shift
+	as_pg "$REPO/scripts/redis.sh" "$action" "$TMP/redis" "$@"
+}
+
+# Starts Redis, or leaves the one that runs; 1: there is none on this machine.
+REDIS=
+start_redis()
+{
+	local rc=0
+	pg_dir "$TMP/redis"
+	REDIS=$(cd "$TMP/run" && redis_here start) || rc=$?
+	if [ $rc = 77 ] && [ -z "${CI:-}" ]; then
+		return 1
+	elif [ $rc != 0 ]; then
+		fail 'Redis did not start'
+	fi
+}
+
+for file in ingest track idle matcher fanout latency; do
+	. "$REPO/bench/$file.sh"
+done
 
 # ---- the run ----
 
 private_install "$TMP/inst"
-make -s -C "$REPO" bench/evgen bench/kprobe
+make -s -C "$REPO" bench/evgen bench/kprobe bench/latency
 start_server
 for line in $LINES; do
 	"line_${line//-/_}"
@@ -170,6 +205,8 @@ mkdir -p "$REPO/results"
 	meta runs $RUNS
 	meta events $EVENTS
 	meta local_events $LOCAL_EVENTS
+	meta fanout_events $FANOUT_EVENTS
+	meta latency_rate $LATENCY_RATE
 	END
 	cat "$TMP/runs"
 } | awk -v json="$REPO/results/bench.json" -f "$REPO/bench/report.awk"

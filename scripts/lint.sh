@@ -15,9 +15,9 @@ bad() { echo "lint: $*"; status=1; }
 # The library and the tools, warnings being errors.
 cp -r Makefile src bench scripts evstream.control evstream--*.sql "$TMP/"
 find "$TMP" -name '*.o' -delete
-rm -f "$TMP"/bench/evgen "$TMP"/bench/kprobe
+rm -f "$TMP"/bench/{evgen,kprobe,latency}
 make -s -C "$TMP" -j"$(nproc)" COPT=-Werror all || bad "the library has warnings"
-make -s -C "$TMP" CC='gcc -Werror' bench/evgen bench/kprobe || bad "the tools have warnings"
+make -s -C "$TMP" CC='gcc -Werror' bench/evgen bench/kprobe bench/latency || bad "the tools have warnings"
 
 # The server's name space is one for all libraries.
 if [ -e "$TMP/evstream.so" ]; then

@@ -255,8 +255,8 @@ batch_is_restored(void)
 bool
 batch_is_paused(void)
 {
-	sql_execute("SELECT EXISTS (SELECT FROM evstream.state WHERE paused) OR NOT EXISTS (SELECT FROM evstream.state)"
-			" OR EXISTS (SELECT FROM evstream.restored)", 0, NULL, NULL, NULL, SPI_OK_SELECT);
+	sql_execute_kept("SELECT EXISTS (SELECT FROM evstream.state WHERE paused) OR NOT EXISTS (SELECT FROM evstream.state)"
+					 " OR EXISTS (SELECT FROM evstream.restored)", 0, NULL, NULL, NULL, false, SPI_OK_SELECT);
 	return DatumGetBool(sql_column(0, 1, NULL));
 }
 
@@ -422,19 +422,19 @@ log_batch(const BatchPart *bp)
 	if (part->log_id != LOG_EMBEDDED)
 		nulls[9] = nulls[10] = nulls[11] = 'n';
 
-	if (sql_execute("WITH p AS MATERIALIZED (SELECT generation FROM evstream.partitions"
+	if (sql_execute_kept("WITH p AS MATERIALIZED (SELECT generation FROM evstream.partitions"
 				"   WHERE log_id = $1 AND log_partition = $2 FOR SHARE)"
 				" INSERT INTO evstream.batch_log (log_id, log_partition, generation, from_offset, to_offset,"
 				"   last_offset, last_timestamp, last_crc, last_received_at, tick, xid, id)"
 				" SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 FROM p WHERE p.generation = $3",
-				12, types, values, nulls, SPI_OK_INSERT) != 1)
+				12, types, values, nulls, false, SPI_OK_INSERT) != 1)
 		moved(part);
 
 	/* with a new snapshot: the insert may have waited for another owner */
-	sql_execute("SELECT (SELECT b.to_offset FROM evstream.batch_log b WHERE b.log_id = $1 AND b.log_partition = $2"
+	sql_execute_kept("SELECT (SELECT b.to_offset FROM evstream.batch_log b WHERE b.log_id = $1 AND b.log_partition = $2"
 			"   AND b.generation = $3 AND b.from_offset < $4 ORDER BY b.from_offset DESC LIMIT 1),"
 			" EXISTS (SELECT FROM evstream.batch_log b WHERE b.log_id = $1 AND b.log_partition = $2"
-			"   AND b.generation = $3 AND b.from_offset > $4)", 4, types, values, NULL, SPI_OK_SELECT);
+			"   AND b.generation = $3 AND b.from_offset > $4)", 4, types, values, NULL, false, SPI_OK_SELECT);
 	before = DatumGetInt64(sql_column(0, 1, &isnull));
 	if ((!isnull && before != part->position) || DatumGetBool(sql_column(0, 2, NULL)))
 		moved(part);
@@ -541,9 +541,9 @@ batch_store(Batch *batch)
 	 * Each of the next steps takes its row locks in one order, and all take the
 	 * steps in the same order, so that consumers do not deadlock.
 	 */
-	sql_execute("INSERT INTO evstream.received_days (day)"
-			" VALUES ((pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date) ON CONFLICT DO NOTHING",
-			0, NULL, NULL, NULL, SPI_OK_INSERT);
+	sql_execute_kept("INSERT INTO evstream.received_days (day)"
+					 " VALUES ((pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date) ON CONFLICT DO NOTHING",
+					 0, NULL, NULL, NULL, false, SPI_OK_INSERT);
 	mark_duplicates(batch);
 	for (int i = 0; i < batch->nrecords; i++)
 	{

@@ -112,6 +112,13 @@ compat_parse_interval(const char *text, Interval *span)
 #define compat_my_lxid() (MyProc->lxid)
 #endif
 
+/* The oldest transaction whose end can be looked up; needs XactTruncationLock. */
+#if PG_VERSION_NUM >= 170000
+#define compat_oldest_known_xid() (TransamVariables->oldestClogXid)
+#else
+#define compat_oldest_known_xid() (ShmemVariableCache->oldestClogXid)
+#endif
+
 /* Index entries of a tuple that was just inserted, without ON CONFLICT. */
 #if PG_VERSION_NUM >= 160000
 #define compat_ExecInsertIndexTuples(rel, slot, estate)                                            \

@@ -330,6 +330,13 @@ retry_done_unit(void *arg)
 }
 
 bool
+consumer_any_retries(void)
+{
+	sql_execute_kept("SELECT EXISTS (SELECT FROM evstream.retries)", 0, NULL, NULL, NULL, false, SPI_OK_SELECT);
+	return DatumGetBool(sql_column(0, 1, NULL));
+}
+
+bool
 consumer_retries(void)
 {
 	bool		any = false;
@@ -360,6 +367,8 @@ typedef struct LocalReader
 	LogPartition part;
 	OutboxBatch batch;
 	int64		waiting;		/* about so many rows behind the batch */
+	bool		paused;			/* it was not read */
+	bool		retries;		/* likewise, as these come first */
 } LocalReader;
 
 static void
@@ -377,18 +386,19 @@ local_read_unit(void *arg)
 {
 	LocalReader *reader = arg;
 	bool		made_tick;
-	bool		isnull;
 
+	reader->paused = batch_is_paused();
+	reader->retries = !reader->paused && consumer_any_retries();
+	if (reader->paused || reader->retries)
+		return;
 	outbox_read(&reader->position, setting_batch_size, LOCAL_BATCH_BYTES, consumer.batch_context,
 				&reader->batch, &made_tick);
 	reader->waiting = 0;
 	if (reader->batch.nrows == 0 || reader->batch.tick_done)
 		return;
 	/* ids that were given out, some of them to transactions that rolled back */
-	if (SPI_execute("SELECT last_value FROM evstream.outbox_id_seq", true, 1) != SPI_OK_SELECT)
-		elog(ERROR, "could not read evstream.outbox_id_seq");
-	reader->waiting = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)) -
-		reader->batch.rows[reader->batch.nrows - 1].id;
+	sql_execute_kept("SELECT last_value FROM evstream.outbox_id_seq", 0, NULL, NULL, NULL, true, SPI_OK_SELECT);
+	reader->waiting = DatumGetInt64(sql_column(0, 1, NULL)) - reader->batch.rows[reader->batch.nrows - 1].id;
 }
 
 static BatchRecord *
@@ -431,12 +441,10 @@ consumer_local_loop(void)
 	{
 		BatchRecord *records;
 
-		wait_while_paused();
-		(void) consumer_retries();
 		MemoryContextReset(consumer.batch_context);
-
 		if (!loaded)
 		{
+			wait_while_paused();
 			loaded = worker_run("finding the position", local_load_unit, reader, NULL);
 			if (!loaded)
 			{
@@ -448,6 +456,16 @@ consumer_local_loop(void)
 		if (!worker_run("reading the outbox", local_read_unit, reader, NULL))
 		{
 			worker_backoff();
+			continue;
+		}
+		if (reader->paused)
+		{
+			wait_while_paused();
+			continue;
+		}
+		if (reader->retries)
+		{
+			(void) consumer_retries();
 			continue;
 		}
 		if (reader->batch.nrows == 0)

@@ -35,6 +35,9 @@ extern bool consumer_store(BatchRecord *records, int nrecords, BatchHeaders head
 /* Stores what waits in evstream.retries (consumer 0); true if there was any. */
 extern bool consumer_retries(void);
 
+/* Are there any?  In a transaction. */
+extern bool consumer_any_retries(void);
+
 /* The two main loops; they do not return. */
 extern void consumer_local_loop(void) pg_attribute_noreturn();
 extern void consumer_kafka_loop(void) pg_attribute_noreturn();

@@ -22,6 +22,7 @@
 #include "consumer_kafka.h"
 #include "outbox.h"
 #include "settings.h"
+#include "sql.h"
 #include "status.h"
 #include "worker.h"
 
@@ -155,6 +156,7 @@ load_ranges_unit(void *arg)
 typedef struct WishUnit
 {
 	bool		paused;
+	bool		retries;
 	int64		seek_id;		/* the last seek, 0 = none */
 } WishUnit;
 
@@ -165,9 +167,9 @@ wish_unit(void *arg)
 	bool		isnull;
 
 	unit->paused = batch_is_paused();
-	if (SPI_execute("SELECT pg_catalog.max(seek_id) FROM evstream.seeks", true, 1) != SPI_OK_SELECT)
-		elog(ERROR, "could not read evstream.seeks");
-	unit->seek_id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	unit->retries = worker_self.index == 0 && !unit->paused && consumer_any_retries();
+	sql_execute_kept("SELECT pg_catalog.max(seek_id) FROM evstream.seeks", 0, NULL, NULL, NULL, true, SPI_OK_SELECT);
+	unit->seek_id = DatumGetInt64(sql_column(0, 1, &isnull));
 	if (isnull)
 		unit->seek_id = 0;
 }
@@ -283,7 +285,8 @@ consumer_kafka_loop(void)
 		MemoryContextReset(consumer.batch_context);
 		kafka_poll(source.client, NULL, NULL);
 
-		if (worker_self.index == 0)
+		/* these do not need Kafka */
+		if (worker_self.index == 0 && !source.assigned)
 			(void) consumer_retries();
 		if (now >= source.next_upkeep || ((any_lost() || !source.assigned) && now >= source.next_look))
 		{
@@ -313,6 +316,8 @@ consumer_kafka_loop(void)
 			continue;
 		}
 
+		if (wish.retries)
+			(void) consumer_retries();
 		source.nfetched = kafka_consume(source.client, source.fetched, setting_batch_size);
 		for (int i = 0; i < source.nfetched; i++)
 			if (take_record(&source.fetched[i], &records[n]))

@@ -26,6 +26,7 @@
 #include "daily.h"
 #include "partition.h"
 #include "settings.h"
+#include "sql.h"
 
 #define AMOUNT_SCALE	10		/* EVENT_AMOUNT_FRACTION */
 
@@ -197,7 +198,6 @@ execute_columns(const char *sql, Columns *columns, int expected)
 	Oid			types[10];
 	Datum		values[10];
 	int			n = columns->ncolumns;
-	int			rc;
 
 	for (int i = 0; i < n; i++)
 	{
@@ -212,9 +212,7 @@ execute_columns(const char *sql, Columns *columns, int expected)
 													   fixed ? FLOAT8PASSBYVAL : type == DATEOID,
 													   fixed ? TYPALIGN_DOUBLE : TYPALIGN_INT));
 	}
-	rc = SPI_execute_with_args(sql, n, types, values, NULL, false, 0);
-	if (rc != expected)
-		elog(ERROR, "unexpected result %s of \"%s\"", SPI_result_code_string(rc), sql);
+	sql_execute_kept(sql, n, types, values, NULL, false, expected);
 }
 
 /* ---- leaves ---- */

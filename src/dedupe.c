@@ -78,8 +78,8 @@ create_segment(void)
 static int32
 open_segment(void)
 {
-	if (sql_execute("SELECT segment_id FROM evstream.id_segments WHERE closed_at IS NULL ORDER BY segment_id DESC LIMIT 1",
-				0, NULL, NULL, NULL, SPI_OK_SELECT) == 0)
+	if (sql_execute_kept("SELECT segment_id FROM evstream.id_segments WHERE closed_at IS NULL ORDER BY segment_id DESC LIMIT 1",
+						 0, NULL, NULL, NULL, false, SPI_OK_SELECT) == 0)
 		return 0;
 	return DatumGetInt32(sql_column(0, 1, NULL));
 }
@@ -143,8 +143,8 @@ load_filter(Segment *segment)
 static void
 sync_closed_segments(void)
 {
-	uint64		n = sql_execute("SELECT segment_id FROM evstream.id_segments WHERE closed_at IS NOT NULL ORDER BY segment_id",
-							0, NULL, NULL, NULL, SPI_OK_SELECT);
+	uint64		n = sql_execute_kept("SELECT segment_id FROM evstream.id_segments WHERE closed_at IS NOT NULL ORDER BY segment_id",
+									 0, NULL, NULL, NULL, false, SPI_OK_SELECT);
 	int32	   *numbers = palloc(Max(1, n) * sizeof(int32));
 	Segment   **link = &closed_segments;
 
@@ -261,7 +261,7 @@ dedupe_ids(const pg_uuid_t *ids, int nids, bool *is_new)
 				   " SELECT %d, i FROM pg_catalog.unnest($1) AS i ON CONFLICT (event_id) DO NOTHING RETURNING event_id",
 				   current, current);
 	values[0] = uuid_array(hits, nfresh);
-	ninserted = sql_execute(sql, 1, types, values, NULL, SPI_OK_INSERT_RETURNING);
+	ninserted = sql_execute_kept(sql, 1, types, values, NULL, false, SPI_OK_INSERT_RETURNING);
 	if (ninserted == nfresh)
 		return;
 	memset(is_new, 0, nids * sizeof(bool));

@@ -389,7 +389,7 @@ static const Setting consumer_defaults[] = {
  */
 static const Setting producer_defaults[] = {
 	{"compression.type", "lz4"},
-	{"linger.ms", "5"},
+	{"linger.ms", "0"},
 	{"partitioner", "murmur2_random"}, /* as Java clients do */
 };
 

@@ -195,27 +195,20 @@ send_events(bool *any)
 	*any = false;
 	MemoryContextReset(notifier.chunk_context);
 	if (!worker_run("reading stored events", read_chunk_unit, &chunk, NULL))
+	{
+		/* it may have found new partitions all the same */
+		cursor_doubt();
 		return false;
+	}
+	if (chunk.any_new)
+		cursor_doubt();
 	if (chunk.part == NULL)
 		return true;
 	*any = true;
 	return send_chunk(&chunk);
 }
 
-static void
-partitions_unit(void *arg)
-{
-	bool any_new;
-
-	read_partitions_unit(&any_new);
-	if (any_new)
-		cursor_doubt();
-}
-
-/*
- * Looks from time to time whether Redis is there, and still holds what we know,
- * and whether there are new partitions.
- */
+/* Looks from time to time whether Redis is there, and still holds what we know. */
 static void
 look_around(void)
 {
@@ -230,26 +223,29 @@ look_around(void)
 	cursor_doubt();
 }
 
-/* One turn; false: not now, wait a bit. */
+/*
+ * One turn; false: not now, wait a bit.  Reading comes last: what waits for Redis
+ * before it takes wake-ups from the latch, and none is to be lost.
+ */
 static bool
 turn(bool *idle)
 {
 	bool any = true;
 
 	*idle = false;
-	if (!link_connect() || !cursor_check() || !link_forward())
+	if (!link_connect())
+		return false;
+	look_around();
+	if (notifier.client == NULL || !cursor_check() || !link_forward())
 		return false;
 	status_state("running");
-	if (!worker_run("looking for new partitions", partitions_unit, NULL, NULL))
-		return false;
+	cursor_mirror();
+	send_expiry();
 	if (!notifier.checked)
 		return true;
 	if (!send_events(&any))
 		return false;
-	cursor_mirror();
-	send_expiry();
-	look_around();
-	*idle = !any;
+	*idle = !any && notifier.checked;
 	return true;
 }
 
@@ -292,6 +288,7 @@ evstream_notifier_main(Datum main_arg)
 		if (idle)
 		{
 			status_state("idle");
+			listen_process();
 			if (listen_waiting_bytes() == 0)
 				notifier_wait(IDLE_MS);
 			/* what Redis says unasked is that it goes */

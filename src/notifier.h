@@ -15,6 +15,7 @@
 
 #include "postgres.h"
 
+#include "access/xlogdefs.h"
 #include "datatype/timestamp.h"
 #include "utils/uuid.h"
 
@@ -73,7 +74,9 @@ typedef struct NotifierChunk
 {
 	NotifierPartition *part; /* NULL: there is nothing to send */
 	NotifierPlace after;
-	int64 nread; /* events that it passes */
+	bool any_new;      /* partitions were found that are to be compared with Redis */
+	XLogRecPtr logged; /* so far the log holds what was read */
+	int64 nread;       /* events that it passes */
 	int64 ndeliveries;
 	Size bytes;
 	int nevents; /* those that somebody gets */

@@ -30,6 +30,9 @@
 #define READ_BATCHES 100
 #define READ_ROWS    1000
 
+/* New partitions are looked for when nothing is read, and at least so often */
+#define PARTITIONS_EVERY USECS_PER_SEC
+
 /* Memory of one event is given back so often */
 #define SCRATCH_BYTES (1024 * 1024)
 
@@ -40,6 +43,7 @@ typedef struct ReadBatch
 	int64 to_offset;
 	TimestampTz last_received_at;
 	char *snapshot;
+	TransactionId xid; /* that stored it */
 } ReadBatch;
 
 /* Numbers of subscribers in the chunk, by their index in the matcher; 0: none yet. */
@@ -67,10 +71,10 @@ void
 read_partitions_unit(void *arg)
 {
 	bool *any_new = arg;
-	uint64 n = sql_execute("SELECT p.log_id, p.log_partition, l.topic"
-						   " FROM evstream.partitions p JOIN evstream.logs l USING (log_id)"
-						   " ORDER BY 1, 2",
-						   0, NULL, NULL, NULL, SPI_OK_SELECT);
+	uint64 n = sql_execute_kept("SELECT p.log_id, p.log_partition, l.topic"
+								" FROM evstream.partitions p JOIN evstream.logs l USING (log_id)"
+								" ORDER BY 1, 2",
+								0, NULL, NULL, NULL, false, SPI_OK_SELECT);
 
 	*any_new = false;
 	for (uint64 row = 0; row < n; row++)
@@ -140,7 +144,7 @@ prepare_plans(void)
 						 INT8OID, INT8OID, INT8OID};
 
 	if (batch_plan == NULL)
-		batch_plan = prepare("SELECT generation, from_offset, to_offset, last_received_at, snapshot::text"
+		batch_plan = prepare("SELECT generation, from_offset, to_offset, last_received_at, snapshot::text, xmin"
 							 " FROM evstream.batch_log WHERE log_id = $1 AND log_partition = $2"
 							 " AND (generation, from_offset) >= ($3, $4)"
 							 " ORDER BY generation, from_offset LIMIT " CppAsString2(READ_BATCHES),
@@ -179,15 +183,15 @@ find_place(const NotifierPartition *part, NotifierPlace *place)
 	bool isnull;
 
 	/* the oldest that is not behind the cursor, or else the newest of all */
-	if (sql_execute("(SELECT generation, from_offset, last_received_at, 0 AS n FROM evstream.batch_log"
-					"  WHERE log_id = $1 AND log_partition = $2 AND last_received_at > $3"
-					"  ORDER BY generation, from_offset LIMIT 1)"
-					" UNION ALL"
-					" (SELECT generation, to_offset, last_received_at, 1 FROM evstream.batch_log"
-					"  WHERE log_id = $1 AND log_partition = $2"
-					"  ORDER BY generation DESC, from_offset DESC LIMIT 1)"
-					" ORDER BY n LIMIT 1",
-					3, types, values, NULL, SPI_OK_SELECT) == 0)
+	if (sql_execute_kept("(SELECT generation, from_offset, last_received_at, 0 AS n FROM evstream.batch_log"
+						 "  WHERE log_id = $1 AND log_partition = $2 AND last_received_at > $3"
+						 "  ORDER BY generation, from_offset LIMIT 1)"
+						 " UNION ALL"
+						 " (SELECT generation, to_offset, last_received_at, 1 FROM evstream.batch_log"
+						 "  WHERE log_id = $1 AND log_partition = $2"
+						 "  ORDER BY generation DESC, from_offset DESC LIMIT 1)"
+						 " ORDER BY n LIMIT 1",
+						 3, types, values, NULL, false, SPI_OK_SELECT) == 0)
 		return false;
 	place->placed = true;
 	place->generation = DatumGetInt32(sql_column(0, 1, NULL));
@@ -227,6 +231,7 @@ read_batches(const NotifierPartition *part, const NotifierPlace *place, int *nba
 		if (isnull)
 			batch->last_received_at = DT_NOBEGIN;
 		batch->snapshot = TextDatumGetCString(sql_column(row, 5, NULL));
+		batch->xid = DatumGetTransactionId(sql_column(row, 6, NULL));
 	}
 	SPI_freetuptable(SPI_tuptable);
 	*nbatches = (int) n;
@@ -406,6 +411,7 @@ read_batch(NotifierChunk *chunk, const ReadBatch *batch, MemoryContext scratch)
 		place->inside_from = batch->from_offset;
 		place->inside_next = batch->from_offset;
 	}
+	chunk->logged = Max(chunk->logged, worker_commit_end(batch->xid));
 	place->inside = true;
 	place->generation = batch->generation;
 	place->from_offset = batch->from_offset;
@@ -485,10 +491,9 @@ read_partition(NotifierChunk *chunk, NotifierPartition *part, MemoryContext scra
 	} while (nbatches == READ_BATCHES && chunk->nread == 0);
 }
 
-void
-read_chunk_unit(void *arg)
+static void
+read_chunk(NotifierChunk *chunk)
 {
-	NotifierChunk *chunk = arg;
 	MemoryContext scratch =
 		AllocSetContextCreate(CurrentMemoryContext, "evstream event", ALLOCSET_DEFAULT_SIZES);
 
@@ -515,4 +520,21 @@ read_chunk_unit(void *arg)
 			status_notified(part->log_id, part->partition, part->place.passed_at);
 	}
 	chunk->part = NULL;
+}
+
+void
+read_chunk_unit(void *arg)
+{
+	static TimestampTz looked = 0;
+	NotifierChunk *chunk = arg;
+	TimestampTz now;
+
+	read_chunk(chunk);
+
+	/* after the reading, as it is what comes last that a wake-up is answered by */
+	now = GetCurrentTimestamp();
+	if (chunk->part != NULL && now >= looked && now < looked + PARTITIONS_EVERY)
+		return;
+	read_partitions_unit(&chunk->any_new);
+	looked = now;
 }

@@ -7,6 +7,7 @@
  */
 #include "postgres.h"
 
+#include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -249,8 +250,11 @@ send_chunk(NotifierChunk *chunk)
 	const char *word;
 	bool done;
 
-	/* Consumers commit asynchronously: a crash must not take back what is sent. */
-	worker_flush_log();
+	/*
+	 * Consumers commit asynchronously: a crash must not take back what is sent.
+	 * Filters were committed before the batches that saw them.
+	 */
+	XLogFlush(chunk->logged);
 
 	cursor_format(&chunk->after.cursor, after);
 	build_args(chunk, after);

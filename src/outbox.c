@@ -180,18 +180,14 @@ static void
 read_query(ReadState *state, const char *sql, int nargs, Oid *types, Datum *values)
 {
 	Portal		portal;
-	int			guc_level = NewGUCNestLevel();
+	SPIPlanPtr	plan = sql_plan(sql, nargs, types);
 	long		fetch = FIRST_FETCH;
+	int			level;
 
-	/*
-	 * These tables are filled and emptied too fast for statistics; a plan that
-	 * sorts would read all that is waiting for each batch.
-	 */
-	set_config_option("enable_seqscan", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	set_config_option("enable_bitmapscan", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	set_config_option("enable_sort", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	portal = SPI_cursor_open_with_args(NULL, sql, nargs, types, values, NULL, outbox_use_active_snapshot, 0);
-	AtEOXact_GUC(true, guc_level);
+	/* a plan that sorts would read all that is waiting for each batch */
+	level = sql_by_index();
+	portal = SPI_cursor_open(NULL, plan, values, NULL, outbox_use_active_snapshot);
+	AtEOXact_GUC(true, level);
 
 	while (!read_is_full(state))
 	{
@@ -228,7 +224,7 @@ read_between(ReadState *state, const OutboxPosition *position,
 		uint64		nold;
 		uint64	   *old;
 
-		outbox_execute("SELECT pg_catalog.pg_snapshot_xmax($1), NULL::xid8 UNION ALL"
+		outbox_execute_kept("SELECT pg_catalog.pg_snapshot_xmax($1), NULL::xid8 UNION ALL"
 				" SELECT NULL, x FROM pg_catalog.pg_snapshot_xip($1) x"
 				" WHERE pg_catalog.pg_visible_in_snapshot(x, $2) AND x >= $3 ORDER BY 2 NULLS FIRST",
 				3, old_types, old_values, SPI_OK_SELECT);
@@ -262,7 +258,7 @@ outbox_tick_snapshot(int64 tick)
 	Datum		values[1] = {Int64GetDatum(tick)};
 	MemoryContext context = CurrentMemoryContext;
 
-	if (outbox_execute("SELECT snapshot FROM evstream.ticks WHERE tick = $1", 1, types, values, SPI_OK_SELECT) == 0)
+	if (outbox_execute_kept("SELECT snapshot FROM evstream.ticks WHERE tick = $1", 1, types, values, SPI_OK_SELECT) == 0)
 		return (Datum) 0;
 	return kept_column(0, 1, context);
 }
@@ -347,7 +343,7 @@ outbox_read(const OutboxPosition *position, int max, Size max_bytes,
 		{
 			MemoryContext here = CurrentMemoryContext;
 
-			outbox_execute("SELECT pg_catalog.pg_current_snapshot()", 0, NULL, NULL, SPI_OK_SELECT);
+			outbox_execute_kept("SELECT pg_catalog.pg_current_snapshot()", 0, NULL, NULL, SPI_OK_SELECT);
 			snapshot = kept_column(0, 1, here);
 		}
 		read_between(&state, &at, previous, snapshot);
@@ -359,7 +355,7 @@ outbox_read(const OutboxPosition *position, int max, Size max_bytes,
 
 			if (batch->nrows == 0)
 				break;
-			outbox_execute("INSERT INTO evstream.ticks (tick, snapshot) VALUES ($1, $2)", 2, types, values, SPI_OK_INSERT);
+			outbox_execute_kept("INSERT INTO evstream.ticks (tick, snapshot) VALUES ($1, $2)", 2, types, values, SPI_OK_INSERT);
 			*made_tick = true;
 		}
 		if (!read_is_full(&state))

@@ -23,6 +23,9 @@ extern bool outbox_use_active_snapshot;
 /* sql_execute() that honours it. */
 extern uint64 outbox_execute(const char *sql, int nargs, Oid *types, Datum *values, int expected);
 
+/* Likewise sql_execute_kept(). */
+extern uint64 outbox_execute_kept(const char *sql, int nargs, Oid *types, Datum *values, int expected);
+
 extern Datum outbox_xid_datum(uint64 xid);
 
 /* Behind what the relay has delivered, and what was read without it. */

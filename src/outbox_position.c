@@ -49,6 +49,12 @@ outbox_execute(const char *sql, int nargs, Oid *types, Datum *values, int expect
 	return SPI_processed;
 }
 
+uint64
+outbox_execute_kept(const char *sql, int nargs, Oid *types, Datum *values, int expected)
+{
+	return sql_execute_kept(sql, nargs, types, values, NULL, outbox_use_active_snapshot, expected);
+}
+
 int
 outbox_position_cmp(const OutboxPosition *a, const OutboxPosition *b)
 {

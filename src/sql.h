@@ -11,6 +11,7 @@
 #include "postgres.h"
 
 #include "datatype/timestamp.h"
+#include "executor/spi.h"
 
 /* Microseconds from 1970, where Unix and event.h begin, to 2000, where PostgreSQL does. */
 #define UNIX_EPOCH_OFFSET_US \
@@ -23,6 +24,22 @@
  */
 extern uint64 sql_execute(const char *sql, int nargs, Oid *types, Datum *values,
 						  const char *nulls, int expected);
+
+/*
+ * The same for a statement that comes again and again: parsed and planned once
+ * in this process, for any values, and by indexes alone, as the tables here fill
+ * faster than statistics follow.  Not for one whose plan should depend on what
+ * its tables hold.  Texts are told apart by what they say, so that they may be
+ * made anew for each call; read_only as SPI has it.
+ */
+extern uint64 sql_execute_kept(const char *sql, int nargs, Oid *types, Datum *values,
+							   const char *nulls, bool read_only, int expected);
+
+/* The kept plan of such a statement, for a cursor; another text may free it. */
+extern SPIPlanPtr sql_plan(const char *sql, int nargs, Oid *types);
+
+/* Lets plans made from now on go by indexes, until AtEOXact_GUC(true, the result). */
+extern int	sql_by_index(void);
 
 /*
  * A column of a row of the last result, numbered from 1.  A null raises unless

@@ -10,9 +10,8 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "access/transam.h"
 #include "access/xact.h"
-#include "access/xlog.h"
-#include "access/xlog_internal.h"
 #include "catalog/pg_extension.h"
 #include "commands/extension.h"
 #include "executor/spi.h"
@@ -23,6 +22,7 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
+#include "storage/lwlock.h"
 #include "storage/sinval.h"
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
@@ -312,18 +312,16 @@ worker_backoff(void)
 
 /* ---- the unit of work ---- */
 
-void
-worker_flush_log(void)
+XLogRecPtr
+worker_commit_end(TransactionId xid)
 {
-	XLogRecPtr end = GetXLogInsertRecPtr();
+	XLogRecPtr	end = InvalidXLogRecPtr;
 
-	/*
-	 * At the end of a page that is where the next record will be, behind a page
-	 * header that is not written yet, and cannot be flushed.
-	 */
-	if (end % XLOG_BLCKSZ == SizeOfXLogShortPHD || end % XLOG_BLCKSZ == SizeOfXLogLongPHD)
-		end -= end % XLOG_BLCKSZ;
-	XLogFlush(end);
+	LWLockAcquire(XactTruncationLock, LW_SHARED);
+	if (TransactionIdIsNormal(xid) && !TransactionIdPrecedes(xid, compat_oldest_known_xid()))
+		end = TransactionIdGetCommitLSN(xid);
+	LWLockRelease(XactTruncationLock);
+	return end;
 }
 
 const char *

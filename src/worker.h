@@ -10,6 +10,8 @@
 
 #include "postgres.h"
 
+#include "access/xlogdefs.h"
+
 #include "status.h"
 
 /* Which worker this process is. */
@@ -66,10 +68,11 @@ extern bool worker_run(const char *what, WorkerUnit unit, void *arg,
 					   int *sqlerrcode);
 
 /*
- * Writes to disk all that was logged before, so that no crash takes back what
- * this process has read.
+ * So far the log has to be on disk (XLogFlush) that no crash takes this committed
+ * transaction back, or what it could see, which is found in the log before it;
+ * InvalidXLogRecPtr if it is.  xid: a row's xmin, of a transaction without savepoints.
  */
-extern void worker_flush_log(void);
+extern XLogRecPtr worker_commit_end(TransactionId xid);
 
 /* Waits a growing, jittered delay (100 ms to 30 s; on the latch); a successful worker_run() makes it small again. */
 extern void worker_backoff(void);
