@@ -51,7 +51,8 @@ for group; do
 			need perl command -v prove
 			need libipc-run-perl perl -MIPC::Run -e 1
 			need redis-server command -v redis-server
-			need redis-tools command -v redis-cli ;;
+			need redis-tools command -v redis-cli
+			need openssl command -v openssl ;;
 		kafka)
 			need openjdk-17-jre-headless java17
 			need maven command -v mvn ;;

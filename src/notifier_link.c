@@ -202,6 +202,7 @@ link_connect(void)
 	conf.url = setting_redis_url;
 	conf.user = setting_secret("redis_user");
 	conf.password = setting_secret("redis_password");
+	conf.ca = setting_secret("redis_ca");
 	notifier.client = redis_open(&conf, &status, error);
 	notifier.checked = false;
 	if (notifier.client == NULL)

@@ -100,7 +100,6 @@ const char *const notifier_script_send =
 	"  if not aside[i] then put_state(i, seqs[i]) elseif old[i] and seqs[i] >= 0 then put_state(i, -1) end\n"
 	"end\n"
 	"write()\n"
-	/* The first one that is refused as such: as if nothing had been. */
 	"local function undo()\n"
 	"  local function restore(name, value)\n"
 	"    if value then redis.call('HSET', state, name, value) else redis.call('HDEL', state, name) end\n"
@@ -108,16 +107,15 @@ const char *const notifier_script_send =
 	"  restore(field, head[2])\n"
 	"  for i = 1, nsubs do restore('s:' .. ARGV[first_sub + i], old[i]) end\n"
 	"end\n"
-	"local added = 0\n"
+	"local added, refused, refused_key = 0, nil, nil\n"
 	"for k = 1, #adds, 3 do\n"
 	"  local i, e, seq = adds[k], adds[k + 1], adds[k + 2]\n"
 	"  if not aside[i] then\n"
 	"    local done = redis.pcall('XADD', KEYS[i + 1], 'MAXLEN', '~', maxlen, text(epochs[i]) .. '-' .. text(seq), 'event', ARGV[9 + e])\n"
 	"    if type(done) == 'table' and done.err then\n"
-	"      local refused = string.find(done.err, 'NOPERM') or string.find(done.err, 'OOM')\n"
-	"      if added == 0 and (refused or string.find(done.err, 'user executing')) then\n"
-	"        undo()\n"
-	"        return done\n"
+	"      local own = string.find(done.err, '^WRONGTYPE') or string.find(done.err, '^ERR The ID ') or string.find(done.err, '^ERR The stream ')\n"
+	"      if not refused and not own then\n"
+	"        refused, refused_key = done.err, KEYS[i + 1]\n"
 	"      end\n"
 	"      aside[i] = done.err\n"
 	"      put_state(i, -1)\n"
@@ -129,6 +127,19 @@ const char *const notifier_script_send =
 	"      end\n"
 	"    end\n"
 	"  end\n"
+	"end\n"
+	/*
+	 * Nothing could be added, and not for what the keys hold or their last ids:
+	 * as if nothing had been.  Texts differ, so Redis is asked whether it is the
+	 * rights, where it can be (7.0).
+	 */
+	"if refused and added == 0 then\n"
+	"  undo()\n"
+	"  refused = string.gsub(refused, '^ERR ', '')\n"
+	"  if redis.acl_check_cmd and not redis.acl_check_cmd('XADD', refused_key, '*', 'event', '') then\n"
+	"    return redis.error_reply('NOPERM ' .. refused)\n"
+	"  end\n"
+	"  return redis.error_reply(string.find(refused, '^%u+ ') and refused or 'ERR ' .. refused)\n"
 	"end\n"
 	"write()\n"
 	"local failed, why = 0, ''\n"

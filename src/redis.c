@@ -73,6 +73,7 @@ struct RedisClient
 	char error[REDIS_ERROR_SIZE];
 #ifdef REDIS_HAVE_TLS
 	SSL_CTX *tls_context;
+	SSL *tls; /* of the context of hiredis, which frees it */
 #endif
 };
 
@@ -171,6 +172,12 @@ fail_as_context(RedisClient *client)
 {
 	const redisContext *context = client->context;
 
+#ifdef REDIS_HAVE_TLS
+	if (client->tls != NULL && SSL_get_verify_result(client->tls) != X509_V_OK)
+		return fail(client, RSTATUS_CONFIG, "the certificate of %s is not accepted: %s",
+					client->address.host,
+					X509_verify_cert_error_string(SSL_get_verify_result(client->tls)));
+#endif
 	if (context->err == REDIS_ERR_EOF)
 		return fail(client, RSTATUS_AWAY, "Redis closed the connection");
 	return fail(client, context->err == REDIS_ERR_OOM ? RSTATUS_FAILED : RSTATUS_AWAY, "%s",
@@ -212,8 +219,9 @@ classify(const char *text)
 				return error_codes[i].status;
 		}
 	}
-	/* in scripts, 7.0 says it without a code */
-	if (strstr(text, "The user executing the script") != NULL)
+	/* in scripts, 7.0 says it without a code, and 8.0 with other words */
+	if (strstr(text, "The user executing the script") != NULL ||
+		strstr(text, "ACL failure in script") != NULL)
 		return RSTATUS_NOPERM;
 	/* before 6, and where there is no password */
 	if (strncmp(text, "ERR invalid password", 20) == 0 ||
@@ -226,6 +234,28 @@ classify(const char *text)
 
 #ifdef REDIS_HAVE_TLS
 
+/* Whom we trust; in error what is wrong, if something is. */
+static bool
+prepare_tls(RedisClient *client, const char *ca, char *error)
+{
+	client->tls_context = SSL_CTX_new(TLS_client_method());
+	if (client->tls_context == NULL ||
+		!SSL_CTX_set_min_proto_version(client->tls_context, TLS1_2_VERSION) ||
+		(ca == NULL && !SSL_CTX_set_default_verify_paths(client->tls_context)))
+	{
+		snprintf(error, REDIS_ERROR_SIZE, "could not set up TLS");
+		return false;
+	}
+	if (ca != NULL && !SSL_CTX_load_verify_locations(client->tls_context, ca, NULL))
+	{
+		snprintf(error, REDIS_ERROR_SIZE,
+				 "redis_ca names no readable file of CA certificates: \"%s\"", ca);
+		return false;
+	}
+	SSL_CTX_set_verify(client->tls_context, SSL_VERIFY_PEER, NULL);
+	return true;
+}
+
 /* The certificate has to be of the host that was asked for. */
 static RedisStatus
 begin_tls(RedisClient *client)
@@ -234,11 +264,6 @@ begin_tls(RedisClient *client)
 	X509_VERIFY_PARAM *param;
 	SSL *ssl;
 
-	client->tls_context = SSL_CTX_new(TLS_client_method());
-	if (client->tls_context == NULL || !SSL_CTX_set_default_verify_paths(client->tls_context) ||
-		!SSL_CTX_set_min_proto_version(client->tls_context, TLS1_2_VERSION))
-		return fail(client, RSTATUS_CONFIG, "could not set up TLS");
-	SSL_CTX_set_verify(client->tls_context, SSL_VERIFY_PEER, NULL);
 	ssl = SSL_new(client->tls_context);
 	if (ssl == NULL)
 		return fail(client, RSTATUS_CONFIG, "could not set up TLS");
@@ -251,9 +276,12 @@ begin_tls(RedisClient *client)
 		return fail(client, RSTATUS_CONFIG, "could not set up TLS");
 	}
 	ERR_clear_error();
-	/* It owns ssl from here on. */
 	if (redisInitiateSSL(client->context, ssl) != REDIS_OK)
+	{
+		SSL_free(ssl);
 		return fail(client, RSTATUS_AWAY, "TLS: %s", client->context->errstr);
+	}
+	client->tls = ssl;
 	return RSTATUS_OK;
 }
 
@@ -432,6 +460,15 @@ redis_open(const RedisConf *conf, RedisStatus *status, char *error)
 		redis_close(client);
 		return NULL;
 	}
+#ifdef REDIS_HAVE_TLS
+	ERR_clear_error();
+	if (client->address.tls && !prepare_tls(client, conf->ca, error))
+	{
+		*status = RSTATUS_CONFIG;
+		redis_close(client);
+		return NULL;
+	}
+#endif
 
 	if (conf->user != NULL)
 		client->user = copy_part(conf->user, strlen(conf->user));

@@ -42,6 +42,7 @@ typedef struct RedisConf
 	const char *url;      /* redis://, rediss:// or unix:// */
 	const char *user;     /* or NULL */
 	const char *password; /* or NULL */
+	const char *ca;       /* file of CA certificates for TLS; NULL: the system's */
 } RedisConf;
 
 typedef struct RedisClient RedisClient;

@@ -129,13 +129,14 @@ parse(const char *text, const char *path, bool own, int elevel)
 		value = trim(equals + 1);
 		if (own_key(key))
 		{
-			if (strcmp(key, "redis_user") == 0 || strcmp(key, "redis_password") == 0)
+			if (strcmp(key, "redis_user") == 0 || strcmp(key, "redis_password") == 0 ||
+				strcmp(key, "redis_ca") == 0)
 				add_pair(key, value, own);
 			else
 				ereport(elevel, (errcode(ERRCODE_CONFIG_FILE_ERROR),
 								 errmsg("line %d of secrets file \"%s\" is ignored", lineno, path),
 								 errdetail("Of the keys that begin with \"redis_\" there are "
-										   "\"redis_user\" and \"redis_password\".")));
+										   "\"redis_user\", \"redis_password\" and \"redis_ca\".")));
 			continue;
 		}
 		fault = kafka_secret_check(key, value);
