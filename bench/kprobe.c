@@ -21,20 +21,20 @@
 
 #include <librdkafka/rdkafka.h>
 
-#define TIMEOUT_MS	30000
+#define TIMEOUT_MS 30000
 
 static const char *brokers;
 static const char *settings[64];
-static int	nsettings;
+static int nsettings;
 static long failures;
 static char last_failure[512];
 
-static void die(const char *fmt,...) __attribute__((format(printf, 1, 2), noreturn));
+static void die(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
 
 static void
-die(const char *fmt,...)
+die(const char *fmt, ...)
 {
-	va_list		args;
+	va_list args;
 
 	fflush(stdout);
 	va_start(args, fmt);
@@ -62,14 +62,15 @@ usage(FILE *out)
 		  "\n"
 		  "A record is a line of fields separated by tabs: partition=N offset=N\n"
 		  "time=MILLISECONDS key=TEXT value=TEXT header:NAME=TEXT; TEXT escapes \\\\ \\t \\n\n"
-		  "\\r \\xHH; a missing key or value, and a header without \"=\", is null.\n", out);
+		  "\\r \\xHH; a missing key or value, and a header without \"=\", is null.\n",
+		  out);
 }
 
 static long
 number(const char *text, const char *what)
 {
-	char	   *end;
-	long		n;
+	char *end;
+	long n;
 
 	errno = 0;
 	n = strtol(text, &end, 10);
@@ -102,7 +103,7 @@ quiet(const rd_kafka_t *rk, int level, const char *fac, const char *buf)
 static rd_kafka_t *
 client(rd_kafka_type_t type, const char *group)
 {
-	char		err[512];
+	char err[512];
 	rd_kafka_conf_t *conf = rd_kafka_conf_new();
 	rd_kafka_t *rk;
 	static const char *const common[][2] = {
@@ -123,15 +124,17 @@ client(rd_kafka_type_t type, const char *group)
 		{"receive.message.max.bytes", "200000000"},
 	};
 
-#define SET(key, value) \
-	do { \
-		if (rd_kafka_conf_set(conf, key, value, err, sizeof(err)) != RD_KAFKA_CONF_OK) \
-			die("%s", err); \
+#define SET(key, value)                                                                            \
+	do                                                                                             \
+	{                                                                                              \
+		if (rd_kafka_conf_set(conf, key, value, err, sizeof(err)) != RD_KAFKA_CONF_OK)             \
+			die("%s", err);                                                                        \
 	} while (0)
-#define SET_ALL(list) \
-	do { \
-		for (size_t i_ = 0; i_ < sizeof(list) / sizeof(list[0]); i_++) \
-			SET(list[i_][0], list[i_][1]); \
+#define SET_ALL(list)                                                                              \
+	do                                                                                             \
+	{                                                                                              \
+		for (size_t i_ = 0; i_ < sizeof(list) / sizeof(list[0]); i_++)                             \
+			SET(list[i_][0], list[i_][1]);                                                         \
 	} while (0)
 
 	SET("bootstrap.servers", brokers);
@@ -148,8 +151,8 @@ client(rd_kafka_type_t type, const char *group)
 	}
 	for (int i = 0; i < nsettings; i++)
 	{
-		char	   *key = strdup(settings[i]);
-		char	   *eq = strchr(key, '=');
+		char *key = strdup(settings[i]);
+		char *eq = strchr(key, '=');
 
 		if (!eq)
 			die("-X needs KEY=VALUE, not \"%s\"", settings[i]);
@@ -172,7 +175,7 @@ partitions_of(rd_kafka_t *rk, const char *topic)
 {
 	const struct rd_kafka_metadata *md;
 	rd_kafka_resp_err_t err;
-	int			n = -1;
+	int n = -1;
 
 	err = rd_kafka_metadata(rk, 1, NULL, &md, TIMEOUT_MS);
 	if (err)
@@ -194,7 +197,7 @@ wait_partitions(rd_kafka_t *rk, const char *topic, int wanted)
 {
 	for (int i = 0; i < TIMEOUT_MS / 20; i++)
 	{
-		int			n = partitions_of(rk, topic);
+		int n = partitions_of(rk, topic);
 
 		if (wanted < 0 ? n < 0 : n >= wanted)
 			return;
@@ -210,8 +213,8 @@ check_topics(const rd_kafka_topic_result_t **results, size_t n)
 		if (rd_kafka_topic_result_error(results[i]))
 			die("%s: %s", rd_kafka_topic_result_name(results[i]),
 				rd_kafka_topic_result_error_string(results[i])
-				? rd_kafka_topic_result_error_string(results[i])
-				: rd_kafka_err2str(rd_kafka_topic_result_error(results[i])));
+					? rd_kafka_topic_result_error_string(results[i])
+					: rd_kafka_err2str(rd_kafka_topic_result_error(results[i])));
 }
 
 static rd_kafka_event_t *
@@ -230,17 +233,17 @@ static void
 create(rd_kafka_t *rk, const char *topic, int partitions, char **config, int nconfig)
 {
 	rd_kafka_queue_t *queue = rd_kafka_queue_new(rk);
-	char		err[512];
+	char err[512];
 	rd_kafka_NewTopic_t *t = rd_kafka_NewTopic_new(topic, partitions, -1, err, sizeof(err));
 	rd_kafka_event_t *ev;
 	const rd_kafka_topic_result_t **results;
-	size_t		n;
+	size_t n;
 
 	if (!t)
 		die("%s", err);
 	for (int i = 0; i < nconfig; i++)
 	{
-		char	   *eq = strchr(config[i], '=');
+		char *eq = strchr(config[i], '=');
 
 		if (!eq)
 			die("a topic's setting is KEY=VALUE, not \"%s\"", config[i]);
@@ -261,17 +264,18 @@ static void
 alter(rd_kafka_t *rk, const char *topic, int partitions)
 {
 	rd_kafka_queue_t *queue = rd_kafka_queue_new(rk);
-	char		err[512];
+	char err[512];
 	rd_kafka_NewPartitions_t *p = rd_kafka_NewPartitions_new(topic, partitions, err, sizeof(err));
 	rd_kafka_event_t *ev;
 	const rd_kafka_topic_result_t **results;
-	size_t		n;
+	size_t n;
 
 	if (!p)
 		die("%s", err);
 	rd_kafka_CreatePartitions(rk, &p, 1, NULL, queue);
 	ev = admin_result(queue);
-	results = rd_kafka_CreatePartitions_result_topics(rd_kafka_event_CreatePartitions_result(ev), &n);
+	results =
+		rd_kafka_CreatePartitions_result_topics(rd_kafka_event_CreatePartitions_result(ev), &n);
 	check_topics(results, n);
 	rd_kafka_event_destroy(ev);
 	rd_kafka_NewPartitions_destroy(p);
@@ -279,14 +283,13 @@ alter(rd_kafka_t *rk, const char *topic, int partitions)
 	wait_partitions(rk, topic, partitions);
 }
 
-static void
-delete(rd_kafka_t *rk, const char *topic)
+static void delete (rd_kafka_t *rk, const char *topic)
 {
 	rd_kafka_queue_t *queue = rd_kafka_queue_new(rk);
 	rd_kafka_DeleteTopic_t *t = rd_kafka_DeleteTopic_new(topic);
 	rd_kafka_event_t *ev;
 	const rd_kafka_topic_result_t **results;
-	size_t		n;
+	size_t n;
 
 	rd_kafka_DeleteTopics(rk, &t, 1, NULL, queue);
 	ev = admin_result(queue);
@@ -337,15 +340,15 @@ topics(rd_kafka_t *rk)
 static void
 watermarks(rd_kafka_t *rk, const char *topic)
 {
-	int			n = partitions_of(rk, topic);
+	int n = partitions_of(rk, topic);
 
 	if (n < 0)
 		die("topic \"%s\" does not exist", topic);
 	for (int p = 0; p < n; p++)
 	{
-		int64_t		low,
-					high;
-		rd_kafka_resp_err_t err = rd_kafka_query_watermark_offsets(rk, topic, p, &low, &high, TIMEOUT_MS);
+		int64_t low, high;
+		rd_kafka_resp_err_t err =
+			rd_kafka_query_watermark_offsets(rk, topic, p, &low, &high, TIMEOUT_MS);
 
 		if (err)
 			die("partition %d: %s", p, rd_kafka_err2str(err));
@@ -368,8 +371,8 @@ hex(int c)
 static size_t
 unescape(char *s)
 {
-	char	   *out = s;
-	char	   *start = s;
+	char *out = s;
+	char *start = s;
 
 	for (; *s; s++)
 	{
@@ -433,19 +436,16 @@ escape(const char *s, size_t len)
 static void
 send_line(rd_kafka_t *rk, const char *topic, char *line)
 {
-	int32_t		partition = RD_KAFKA_PARTITION_UA;
-	int64_t		when = 0;
-	char	   *key = NULL,
-			   *value = NULL;
-	size_t		keylen = 0,
-				valuelen = 0;
+	int32_t partition = RD_KAFKA_PARTITION_UA;
+	int64_t when = 0;
+	char *key = NULL, *value = NULL;
+	size_t keylen = 0, valuelen = 0;
 	rd_kafka_headers_t *headers = rd_kafka_headers_new(4);
-	char	   *field,
-			   *rest = line;
+	char *field, *rest = line;
 
 	while ((field = strsep(&rest, "\t")) != NULL)
 	{
-		char	   *eq = strchr(field, '=');
+		char *eq = strchr(field, '=');
 
 		if (*field == '\0')
 			continue;
@@ -469,14 +469,11 @@ send_line(rd_kafka_t *rk, const char *topic, char *line)
 	for (;;)
 	{
 		rd_kafka_headers_t *copy = rd_kafka_headers_copy(headers);
-		rd_kafka_resp_err_t err = rd_kafka_producev(rk, RD_KAFKA_V_TOPIC(topic),
-													RD_KAFKA_V_PARTITION(partition),
-													RD_KAFKA_V_MSGFLAGS(RD_KAFKA_MSG_F_COPY),
-													RD_KAFKA_V_KEY(key, keylen),
-													RD_KAFKA_V_VALUE(value, valuelen),
-													RD_KAFKA_V_TIMESTAMP(when),
-													RD_KAFKA_V_HEADERS(copy),
-													RD_KAFKA_V_END);
+		rd_kafka_resp_err_t err =
+			rd_kafka_producev(rk, RD_KAFKA_V_TOPIC(topic), RD_KAFKA_V_PARTITION(partition),
+							  RD_KAFKA_V_MSGFLAGS(RD_KAFKA_MSG_F_COPY), RD_KAFKA_V_KEY(key, keylen),
+							  RD_KAFKA_V_VALUE(value, valuelen), RD_KAFKA_V_TIMESTAMP(when),
+							  RD_KAFKA_V_HEADERS(copy), RD_KAFKA_V_END);
 
 		if (!err)
 			break;
@@ -492,10 +489,10 @@ send_line(rd_kafka_t *rk, const char *topic, char *line)
 static void
 produce(rd_kafka_t *rk, const char *topic)
 {
-	char	   *line = NULL;
-	size_t		size = 0;
-	ssize_t		len;
-	long		n = 0;
+	char *line = NULL;
+	size_t size = 0;
+	ssize_t len;
+	long n = 0;
 
 	while ((len = getline(&line, &size, stdin)) > 0)
 	{
@@ -517,7 +514,7 @@ print_record(const rd_kafka_message_t *m)
 	rd_kafka_headers_t *headers;
 	const char *name;
 	const void *value;
-	size_t		len;
+	size_t len;
 
 	printf("partition=%d\toffset=%lld\ttime=%lld", (int) m->partition, (long long) m->offset,
 		   (long long) rd_kafka_message_timestamp(m, NULL));
@@ -528,7 +525,9 @@ print_record(const rd_kafka_message_t *m)
 	}
 	if (rd_kafka_message_headers(m, &headers) == RD_KAFKA_RESP_ERR_NO_ERROR)
 	{
-		for (size_t i = 0; rd_kafka_header_get_all(headers, i, &name, &value, &len) == RD_KAFKA_RESP_ERR_NO_ERROR; i++)
+		for (size_t i = 0;
+			 rd_kafka_header_get_all(headers, i, &name, &value, &len) == RD_KAFKA_RESP_ERR_NO_ERROR;
+			 i++)
 		{
 			printf("\theader:%s", name);
 			if (value)
@@ -550,8 +549,8 @@ print_record(const rd_kafka_message_t *m)
 static void
 consume(rd_kafka_t *rk, const char *topic, int only, int64_t from, long max)
 {
-	int			n = partitions_of(rk, topic);
-	int			open = 0;
+	int n = partitions_of(rk, topic);
+	int open = 0;
 	rd_kafka_topic_partition_list_t *list;
 	rd_kafka_resp_err_t err;
 
@@ -562,7 +561,8 @@ consume(rd_kafka_t *rk, const char *topic, int only, int64_t from, long max)
 	{
 		if (only >= 0 && p != only)
 			continue;
-		rd_kafka_topic_partition_list_add(list, topic, p)->offset = from >= 0 ? from : RD_KAFKA_OFFSET_BEGINNING;
+		rd_kafka_topic_partition_list_add(list, topic, p)->offset =
+			from >= 0 ? from : RD_KAFKA_OFFSET_BEGINNING;
 		open++;
 	}
 	err = rd_kafka_assign(rk, list);
@@ -641,10 +641,10 @@ commit(rd_kafka_t *rk, const char *topic, int partition, int64_t offset, const c
 int
 main(int argc, char **argv)
 {
-	int			opt;
+	int opt;
 	const char *cmd;
-	char	  **a;
-	int			n;
+	char **a;
+	int n;
 	rd_kafka_t *rk;
 
 	while ((opt = getopt(argc, argv, "+b:X:h")) != -1)
@@ -680,8 +680,8 @@ main(int argc, char **argv)
 
 	if (IS("consume", 1, 4))
 		consume(rk = client(RD_KAFKA_CONSUMER, "kprobe"), a[0],
-				n > 1 ? (int) number(a[1], "PARTITION") : -1,
-				n > 2 ? number(a[2], "OFFSET") : -1, n > 3 ? number(a[3], "MAX") : -1);
+				n > 1 ? (int) number(a[1], "PARTITION") : -1, n > 2 ? number(a[2], "OFFSET") : -1,
+				n > 3 ? number(a[3], "MAX") : -1);
 	else if (IS("offsets", 1, 1))
 		offsets(rk = client(RD_KAFKA_CONSUMER, a[0]));
 	else if (IS("commit", 4, 5))
@@ -695,7 +695,7 @@ main(int argc, char **argv)
 		else if (IS("alter", 2, 2))
 			alter(rk, a[0], (int) number(a[1], "PARTITIONS"));
 		else if (IS("delete", 1, 1))
-			delete(rk, a[0]);
+			delete (rk, a[0]);
 		else if (IS("trim", 3, 3))
 			trim(rk, a[0], (int) number(a[1], "PARTITION"), number(a[2], "OFFSET"));
 		else if (IS("topics", 0, 0))

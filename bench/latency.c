@@ -123,11 +123,13 @@ redis_publish(int fd, long event)
 {
 	char message[512];
 	int len = snprintf(message, sizeof(message),
-					   "{\"user_id\":\"" MARK "%ld\",\"event_type\":\"view\",\"properties\":{\"item_id\":\"sku-1\","
+					   "{\"user_id\":\"" MARK
+					   "%ld\",\"event_type\":\"view\",\"properties\":{\"item_id\":\"sku-1\","
 					   "\"page\":\"/catalogue\",\"device\":\"mobile\"},\"filler\":\"%0200d\"}",
 					   event, 0);
 
-	redis_send(fd, "*3\r\n$7\r\nPUBLISH\r\n$%zu\r\n%s\r\n$%d\r\n%s\r\n", strlen(channel), channel, len, message);
+	redis_send(fd, "*3\r\n$7\r\nPUBLISH\r\n$%zu\r\n%s\r\n$%d\r\n%s\r\n", strlen(channel), channel,
+			   len, message);
 }
 
 static void
@@ -266,7 +268,8 @@ run(int listener, int publisher)
 		}
 
 		for (int i = 0; i < nclients; i++)
-			fds[i] = (struct pollfd){clients[i].event < 0 ? -1 : PQsocket(clients[i].conn), POLLIN, 0};
+			fds[i] =
+				(struct pollfd){clients[i].event < 0 ? -1 : PQsocket(clients[i].conn), POLLIN, 0};
 		fds[nclients] = (struct pollfd){listener, POLLIN, 0};
 		fds[nclients + 1] = (struct pollfd){publisher, POLLIN, 0};
 		timeout.tv_sec = (time_t) wait;
@@ -314,9 +317,10 @@ compare(const void *a, const void *b)
 static void
 usage(void)
 {
-	fputs("usage: latency -d CONNINFO -r HOST:PORT -c CHANNEL -s SQL [-p] [-n EVENTS/S] [-t SECONDS] [-j CLIENTS]\n"
-		  "SQL is given the user as $1. Prints ms: p50 p95 p99 max.\n",
-		  stderr);
+	fputs(
+		"usage: latency -d CONNINFO -r HOST:PORT -c CHANNEL -s SQL [-p] [-n EVENTS/S] [-t SECONDS] [-j CLIENTS]\n"
+		"SQL is given the user as $1. Prints ms: p50 p95 p99 max.\n",
+		stderr);
 	exit(2);
 }
 
@@ -337,18 +341,36 @@ main(int argc, char **argv)
 	{
 		switch (c)
 		{
-			case 'd': conninfo = optarg; break;
-			case 'r': redis = optarg; break;
-			case 'c': channel = optarg; break;
-			case 's': sql = optarg; break;
-			case 'p': publishes = true; break;
-			case 'n': rate = atof(optarg); break;
-			case 't': seconds = atof(optarg); break;
-			case 'j': nclients = atoi(optarg); break;
-			default: usage();
+			case 'd':
+				conninfo = optarg;
+				break;
+			case 'r':
+				redis = optarg;
+				break;
+			case 'c':
+				channel = optarg;
+				break;
+			case 's':
+				sql = optarg;
+				break;
+			case 'p':
+				publishes = true;
+				break;
+			case 'n':
+				rate = atof(optarg);
+				break;
+			case 't':
+				seconds = atof(optarg);
+				break;
+			case 'j':
+				nclients = atoi(optarg);
+				break;
+			default:
+				usage();
 		}
 	}
-	if (!conninfo || !redis || !channel || !sql || rate <= 0 || seconds <= 0 || nclients < 1 || nclients > MAX_CLIENTS)
+	if (!conninfo || !redis || !channel || !sql || rate <= 0 || seconds <= 0 || nclients < 1 ||
+		nclients > MAX_CLIENTS)
 		usage();
 
 	first = (long) (warm * rate);

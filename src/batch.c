@@ -34,7 +34,7 @@
 typedef struct BatchPart
 {
 	LogPartition *part;
-	int64		to_offset;
+	int64 to_offset;
 	const BatchRecord *last;
 	TimestampTz next_received_at;
 	TimestampTz last_received_at;
@@ -46,25 +46,27 @@ typedef struct BatchPart
 static void
 lock_logs(void)
 {
-	sql_execute("LOCK TABLE evstream.logs IN SHARE ROW EXCLUSIVE MODE", 0, NULL, NULL, NULL, SPI_OK_UTILITY);
+	sql_execute("LOCK TABLE evstream.logs IN SHARE ROW EXCLUSIVE MODE", 0, NULL, NULL, NULL,
+				SPI_OK_UTILITY);
 }
 
-#define NEWEST_LOG \
+#define NEWEST_LOG                                                                                 \
 	"SELECT log_id FROM evstream.logs WHERE cluster_id = $1 AND topic = $2 ORDER BY incarnation DESC LIMIT 1"
 
 int32
 batch_log_id(const char *cluster_id, const char *topic)
 {
-	Oid			types[2] = {TEXTOID, TEXTOID};
-	Datum		values[2] = {CStringGetTextDatum(cluster_id), CStringGetTextDatum(topic)};
+	Oid types[2] = {TEXTOID, TEXTOID};
+	Datum values[2] = {CStringGetTextDatum(cluster_id), CStringGetTextDatum(topic)};
 
 	if (sql_execute(NEWEST_LOG, 2, types, values, NULL, SPI_OK_SELECT) == 0)
 	{
 		lock_logs();
 		if (sql_execute(NEWEST_LOG, 2, types, values, NULL, SPI_OK_SELECT) == 0)
-			sql_execute("INSERT INTO evstream.logs (log_id, kind, cluster_id, topic)"
-					" SELECT GREATEST(2, max(log_id)) + 1, 'kafka', $1, $2 FROM evstream.logs RETURNING log_id",
-					2, types, values, NULL, SPI_OK_INSERT_RETURNING);
+			sql_execute(
+				"INSERT INTO evstream.logs (log_id, kind, cluster_id, topic)"
+				" SELECT GREATEST(2, max(log_id)) + 1, 'kafka', $1, $2 FROM evstream.logs RETURNING log_id",
+				2, types, values, NULL, SPI_OK_INSERT_RETURNING);
 	}
 	return DatumGetInt32(sql_column(0, 1, NULL));
 }
@@ -72,26 +74,29 @@ batch_log_id(const char *cluster_id, const char *topic)
 void
 batch_log_renew(int32 log_id)
 {
-	Oid			types[1] = {INT4OID};
-	Datum		values[1] = {Int32GetDatum(log_id)};
+	Oid types[1] = {INT4OID};
+	Datum values[1] = {Int32GetDatum(log_id)};
 
 	lock_logs();
-	sql_execute("INSERT INTO evstream.logs (log_id, kind, cluster_id, topic, incarnation, first_partitions)"
-			" SELECT (SELECT max(log_id) FROM evstream.logs) + 1, 'kafka', l.cluster_id, l.topic, l.incarnation + 1, 0"
-			" FROM evstream.logs l WHERE l.log_id = $1 AND NOT EXISTS (SELECT FROM evstream.logs n"
-			"   WHERE n.cluster_id = l.cluster_id AND n.topic = l.topic AND n.incarnation > l.incarnation)",
-			1, types, values, NULL, SPI_OK_INSERT);
+	sql_execute(
+		"INSERT INTO evstream.logs (log_id, kind, cluster_id, topic, incarnation, first_partitions)"
+		" SELECT (SELECT max(log_id) FROM evstream.logs) + 1, 'kafka', l.cluster_id, l.topic, l.incarnation + 1, 0"
+		" FROM evstream.logs l WHERE l.log_id = $1 AND NOT EXISTS (SELECT FROM evstream.logs n"
+		"   WHERE n.cluster_id = l.cluster_id AND n.topic = l.topic AND n.incarnation > l.incarnation)",
+		1, types, values, NULL, SPI_OK_INSERT);
 }
 
 int
 batch_log_first_partitions(int32 log_id, int npartitions)
 {
-	Oid			types[2] = {INT4OID, INT4OID};
-	Datum		values[2] = {Int32GetDatum(log_id), Int32GetDatum(npartitions)};
+	Oid types[2] = {INT4OID, INT4OID};
+	Datum values[2] = {Int32GetDatum(log_id), Int32GetDatum(npartitions)};
 
-	sql_execute("UPDATE evstream.logs SET first_partitions = $2 WHERE log_id = $1 AND first_partitions IS NULL",
-			2, types, values, NULL, SPI_OK_UPDATE);
-	if (sql_execute("SELECT first_partitions FROM evstream.logs WHERE log_id = $1", 1, types, values, NULL, SPI_OK_SELECT) == 0)
+	sql_execute(
+		"UPDATE evstream.logs SET first_partitions = $2 WHERE log_id = $1 AND first_partitions IS NULL",
+		2, types, values, NULL, SPI_OK_UPDATE);
+	if (sql_execute("SELECT first_partitions FROM evstream.logs WHERE log_id = $1", 1, types,
+					values, NULL, SPI_OK_SELECT) == 0)
 		elog(ERROR, "log %d does not exist", log_id);
 	return DatumGetInt32(sql_column(0, 1, NULL));
 }
@@ -99,22 +104,24 @@ batch_log_first_partitions(int32 log_id, int npartitions)
 bool
 batch_log_has_positions(int32 log_id, int npartitions)
 {
-	Oid			types[2] = {INT4OID, INT4OID};
-	Datum		values[2] = {Int32GetDatum(log_id), Int32GetDatum(npartitions)};
+	Oid types[2] = {INT4OID, INT4OID};
+	Datum values[2] = {Int32GetDatum(log_id), Int32GetDatum(npartitions)};
 
-	sql_execute("SELECT pg_catalog.count(*) >= $2 FROM evstream.partitions WHERE log_id = $1 AND log_partition < $2",
-			2, types, values, NULL, SPI_OK_SELECT);
+	sql_execute(
+		"SELECT pg_catalog.count(*) >= $2 FROM evstream.partitions WHERE log_id = $1 AND log_partition < $2",
+		2, types, values, NULL, SPI_OK_SELECT);
 	return DatumGetBool(sql_column(0, 1, NULL));
 }
 
 char *
 batch_log_name(int32 log_id)
 {
-	Oid			types[1] = {INT4OID};
-	Datum		values[1] = {Int32GetDatum(log_id)};
+	Oid types[1] = {INT4OID};
+	Datum values[1] = {Int32GetDatum(log_id)};
 
-	if (sql_execute("SELECT kind || COALESCE('/' || cluster_id || '/' || topic || '/' || incarnation, '') FROM evstream.logs WHERE log_id = $1",
-				1, types, values, NULL, SPI_OK_SELECT) == 0)
+	if (sql_execute(
+			"SELECT kind || COALESCE('/' || cluster_id || '/' || topic || '/' || incarnation, '') FROM evstream.logs WHERE log_id = $1",
+			1, types, values, NULL, SPI_OK_SELECT) == 0)
 		elog(ERROR, "log %d does not exist", log_id);
 	return TextDatumGetCString(sql_column(0, 1, NULL));
 }
@@ -124,10 +131,10 @@ batch_log_name(int32 log_id)
 void
 batch_load_partition(LogPartition *part, int32 log_id, int32 partition, MemoryContext context)
 {
-	Oid			types[2] = {INT4OID, INT4OID};
-	Datum		values[2] = {Int32GetDatum(log_id), Int32GetDatum(partition)};
-	bool		isnull;
-	char	   *name = batch_log_name(log_id);
+	Oid types[2] = {INT4OID, INT4OID};
+	Datum values[2] = {Int32GetDatum(log_id), Int32GetDatum(partition)};
+	bool isnull;
+	char *name = batch_log_name(log_id);
 
 	memset(part, 0, sizeof(*part));
 	part->log_id = log_id;
@@ -135,7 +142,8 @@ batch_load_partition(LogPartition *part, int32 log_id, int32 partition, MemoryCo
 	part->log_name = MemoryContextStrdup(context, name);
 	part->last_timestamp = -1;
 	if (sql_execute("SELECT generation, start_offset, forced, seek_id FROM evstream.partitions"
-				" WHERE log_id = $1 AND log_partition = $2", 2, types, values, NULL, SPI_OK_SELECT) == 0)
+					" WHERE log_id = $1 AND log_partition = $2",
+					2, types, values, NULL, SPI_OK_SELECT) == 0)
 		return;
 	part->exists = true;
 	part->generation = DatumGetInt32(sql_column(0, 1, NULL));
@@ -144,16 +152,18 @@ batch_load_partition(LogPartition *part, int32 log_id, int32 partition, MemoryCo
 	part->seek_id = DatumGetInt64(sql_column(0, 4, NULL));
 
 	/* received_at grows within the partition, through all generations */
-	sql_execute("SELECT max(last_received_at) FROM evstream.batch_log WHERE log_id = $1 AND log_partition = $2",
-			2, types, values, NULL, SPI_OK_SELECT);
+	sql_execute(
+		"SELECT max(last_received_at) FROM evstream.batch_log WHERE log_id = $1 AND log_partition = $2",
+		2, types, values, NULL, SPI_OK_SELECT);
 	part->last_received_at = DatumGetTimestampTz(sql_column(0, 1, &isnull));
 	if (isnull)
 		part->last_received_at = 0;
 
-	if (sql_execute("SELECT b.to_offset, b.last_offset, b.last_timestamp, b.last_crc"
-				" FROM evstream.batch_log b JOIN evstream.partitions p USING (log_id, log_partition, generation)"
-				" WHERE log_id = $1 AND log_partition = $2 ORDER BY b.from_offset DESC LIMIT 1",
-				2, types, values, NULL, SPI_OK_SELECT) > 0)
+	if (sql_execute(
+			"SELECT b.to_offset, b.last_offset, b.last_timestamp, b.last_crc"
+			" FROM evstream.batch_log b JOIN evstream.partitions p USING (log_id, log_partition, generation)"
+			" WHERE log_id = $1 AND log_partition = $2 ORDER BY b.from_offset DESC LIMIT 1",
+			2, types, values, NULL, SPI_OK_SELECT) > 0)
 	{
 		part->has_last = true;
 		part->position = DatumGetInt64(sql_column(0, 1, NULL));
@@ -168,11 +178,13 @@ batch_load_partition(LogPartition *part, int32 log_id, int32 partition, MemoryCo
 
 	if (part->forced)
 		return;
-	sql_execute("SELECT pg_catalog.lower(r), pg_catalog.upper(r) FROM evstream.partitions p,"
-			" pg_catalog.unnest(p.consumed + COALESCE((SELECT pg_catalog.range_agg(pg_catalog.int8range(b.from_offset, b.to_offset))"
-			"   FROM evstream.batch_log b WHERE b.log_id = p.log_id AND b.log_partition = p.log_partition"
-			"   AND b.generation <> p.generation), '{}')) r"
-			" WHERE p.log_id = $1 AND p.log_partition = $2 ORDER BY 1", 2, types, values, NULL, SPI_OK_SELECT);
+	sql_execute(
+		"SELECT pg_catalog.lower(r), pg_catalog.upper(r) FROM evstream.partitions p,"
+		" pg_catalog.unnest(p.consumed + COALESCE((SELECT pg_catalog.range_agg(pg_catalog.int8range(b.from_offset, b.to_offset))"
+		"   FROM evstream.batch_log b WHERE b.log_id = p.log_id AND b.log_partition = p.log_partition"
+		"   AND b.generation <> p.generation), '{}')) r"
+		" WHERE p.log_id = $1 AND p.log_partition = $2 ORDER BY 1",
+		2, types, values, NULL, SPI_OK_SELECT);
 	part->nconsumed = (int) SPI_processed;
 	part->consumed = MemoryContextAlloc(context, Max(1, part->nconsumed) * sizeof(OffsetRange));
 	for (int i = 0; i < part->nconsumed; i++)
@@ -185,12 +197,14 @@ batch_load_partition(LogPartition *part, int32 log_id, int32 partition, MemoryCo
 void
 batch_create_partition(LogPartition *part, int64 start_offset, int64 seek_id)
 {
-	Oid			types[4] = {INT4OID, INT4OID, INT8OID, INT8OID};
-	Datum		values[4] = {Int32GetDatum(part->log_id), Int32GetDatum(part->partition),
-	Int64GetDatum(start_offset), Int64GetDatum(seek_id)};
+	Oid types[4] = {INT4OID, INT4OID, INT8OID, INT8OID};
+	Datum values[4] = {Int32GetDatum(part->log_id), Int32GetDatum(part->partition),
+					   Int64GetDatum(start_offset), Int64GetDatum(seek_id)};
 
-	sql_execute("INSERT INTO evstream.partitions (log_id, log_partition, generation, start_offset, seek_id)"
-			" VALUES ($1, $2, 0, $3, $4)", 4, types, values, NULL, SPI_OK_INSERT);
+	sql_execute(
+		"INSERT INTO evstream.partitions (log_id, log_partition, generation, start_offset, seek_id)"
+		" VALUES ($1, $2, 0, $3, $4)",
+		4, types, values, NULL, SPI_OK_INSERT);
 	part->exists = true;
 	part->position = start_offset;
 	part->seek_id = seek_id;
@@ -199,28 +213,29 @@ batch_create_partition(LogPartition *part, int64 start_offset, int64 seek_id)
 void
 batch_seek_partition(LogPartition *part, int64 start_offset, bool forced, int64 seek_id)
 {
-	Oid			types[6] = {INT4OID, INT4OID, INT8OID, BOOLOID, INT8OID, INT4OID};
-	Datum		values[6] = {Int32GetDatum(part->log_id), Int32GetDatum(part->partition),
-		Int64GetDatum(start_offset), BoolGetDatum(forced), Int64GetDatum(seek_id),
-	Int32GetDatum(part->generation)};
+	Oid types[6] = {INT4OID, INT4OID, INT8OID, BOOLOID, INT8OID, INT4OID};
+	Datum values[6] = {Int32GetDatum(part->log_id), Int32GetDatum(part->partition),
+					   Int64GetDatum(start_offset), BoolGetDatum(forced),
+					   Int64GetDatum(seek_id),      Int32GetDatum(part->generation)};
 
-	if (sql_execute("UPDATE evstream.partitions SET generation = generation + 1, start_offset = $3, forced = $4, seek_id = $5"
-				" WHERE log_id = $1 AND log_partition = $2 AND generation = $6", 6, types, values, NULL, SPI_OK_UPDATE) != 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_EVSTREAM_MOVED),
-				 errmsg("partition %d was moved by another consumer", part->partition)));
+	if (sql_execute(
+			"UPDATE evstream.partitions SET generation = generation + 1, start_offset = $3, forced = $4, seek_id = $5"
+			" WHERE log_id = $1 AND log_partition = $2 AND generation = $6",
+			6, types, values, NULL, SPI_OK_UPDATE) != 1)
+		ereport(ERROR, (errcode(ERRCODE_EVSTREAM_MOVED),
+						errmsg("partition %d was moved by another consumer", part->partition)));
 }
 
 bool
 batch_was_consumed(const LogPartition *part, int64 offset)
 {
-	int			low = 0;
-	int			high = part->nconsumed;
+	int low = 0;
+	int high = part->nconsumed;
 
 	/* the last range that begins at or before offset */
 	while (low < high)
 	{
-		int			middle = (low + high) / 2;
+		int middle = (low + high) / 2;
 
 		if (part->consumed[middle].from <= offset)
 			low = middle + 1;
@@ -233,7 +248,7 @@ batch_was_consumed(const LogPartition *part, int64 offset)
 uint32
 batch_record_crc(const BatchRecord *record)
 {
-	pg_crc32c	crc;
+	pg_crc32c crc;
 
 	INIT_CRC32C(crc);
 	if (record->key != NULL)
@@ -247,16 +262,19 @@ batch_record_crc(const BatchRecord *record)
 bool
 batch_is_restored(void)
 {
-	sql_execute("SELECT EXISTS (SELECT FROM evstream.restored) OR NOT EXISTS (SELECT FROM evstream.state)",
-			0, NULL, NULL, NULL, SPI_OK_SELECT);
+	sql_execute(
+		"SELECT EXISTS (SELECT FROM evstream.restored) OR NOT EXISTS (SELECT FROM evstream.state)",
+		0, NULL, NULL, NULL, SPI_OK_SELECT);
 	return DatumGetBool(sql_column(0, 1, NULL));
 }
 
 bool
 batch_is_paused(void)
 {
-	sql_execute_kept("SELECT EXISTS (SELECT FROM evstream.state WHERE paused) OR NOT EXISTS (SELECT FROM evstream.state)"
-					 " OR EXISTS (SELECT FROM evstream.restored)", 0, NULL, NULL, NULL, false, SPI_OK_SELECT);
+	sql_execute_kept(
+		"SELECT EXISTS (SELECT FROM evstream.state WHERE paused) OR NOT EXISTS (SELECT FROM evstream.state)"
+		" OR EXISTS (SELECT FROM evstream.restored)",
+		0, NULL, NULL, NULL, false, SPI_OK_SELECT);
 	return DatumGetBool(sql_column(0, 1, NULL));
 }
 
@@ -266,13 +284,12 @@ static DateADT
 day_of(TimestampTz at, pg_tz *zone)
 {
 	struct pg_tm tm;
-	fsec_t		fsec;
-	int			tz;
+	fsec_t fsec;
+	int tz;
 
 	if (timestamp2tm(at, &tz, &tm, &fsec, NULL, zone) != 0)
 		ereport(ERROR,
-				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
-				 errmsg("timestamp out of range")));
+				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE), errmsg("timestamp out of range")));
 	return date2j(tm.tm_year, tm.tm_mon, tm.tm_mday) - POSTGRES_EPOCH_JDATE;
 }
 
@@ -286,13 +303,12 @@ Datum
 evstream_day_of(PG_FUNCTION_ARGS)
 {
 	TimestampTz at = PG_GETARG_TIMESTAMPTZ(0);
-	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(1));
-	pg_tz	   *zone = pg_tzset(name);
+	char *name = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	pg_tz *zone = pg_tzset(name);
 
 	if (zone == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("time zone \"%s\" not recognized", name)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("time zone \"%s\" not recognized", name)));
 	PG_RETURN_DATEADT(day_of(at, zone));
 }
 
@@ -308,7 +324,7 @@ batch_parse(Batch *batch)
 	for (int i = 0; i < batch->nrecords; i++)
 	{
 		BatchRecord *record = &batch->records[i];
-		char		detail[EVENT_DETAIL_SIZE];
+		char detail[EVENT_DETAIL_SIZE];
 
 		if (record->pass_over || record->value == NULL)
 			continue;
@@ -323,16 +339,15 @@ batch_parse(Batch *batch)
 		record->reason = event_parse(record->value, record->value_len, &limits, batch->arena,
 									 &record->event, detail);
 		if (record->reason == EVENT_NO_MEMORY)
-			ereport(ERROR,
-					(errcode(ERRCODE_OUT_OF_MEMORY),
-					 errmsg("out of memory")));
+			ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 		if (record->reason != EVENT_OK)
 		{
 			record->detail = pstrdup(detail);
 			continue;
 		}
 		if (!event_id_of(&record->event, &record->id) && !record->has_id)
-			event_id_derive(record->part->log_name, record->part->partition, record->offset, &record->id);
+			event_id_derive(record->part->log_name, record->part->partition, record->offset,
+							&record->id);
 		record->occurred_at = record->event.occurred_us - UNIX_EPOCH_OFFSET_US;
 		record->day = day_of(record->occurred_at, batch->zone);
 	}
@@ -343,9 +358,9 @@ batch_parse(Batch *batch)
 static BatchPart *
 collect_parts(Batch *batch, int *nparts)
 {
-	BatchPart  *parts = NULL;
-	int			allocated = 0;
-	int			n = 0;
+	BatchPart *parts = NULL;
+	int allocated = 0;
+	int n = 0;
 	TimestampTz now = GetCurrentTimestamp();
 
 	for (int i = 0; i < batch->nrecords; i++)
@@ -354,15 +369,15 @@ collect_parts(Batch *batch, int *nparts)
 	{
 		BatchRecord *record = &batch->records[i];
 		LogPartition *part = record->part;
-		BatchPart  *bp;
+		BatchPart *bp;
 
 		if (part->slot < 0)
 		{
 			if (n == allocated)
 			{
 				allocated = allocated == 0 ? 16 : allocated * 2;
-				parts = parts == NULL ? palloc(allocated * sizeof(BatchPart)) :
-					repalloc(parts, allocated * sizeof(BatchPart));
+				parts = parts == NULL ? palloc(allocated * sizeof(BatchPart))
+									  : repalloc(parts, allocated * sizeof(BatchPart));
 			}
 			part->slot = n;
 			bp = &parts[n++];
@@ -383,11 +398,11 @@ collect_parts(Batch *batch, int *nparts)
 static void
 moved(const LogPartition *part)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_EVSTREAM_MOVED),
-			 errmsg("partition %d of log %d was moved by another consumer", part->partition, part->log_id),
-			 errdetail("This consumer was at offset " INT64_FORMAT " of generation %d.",
-					   part->position, part->generation)));
+	ereport(ERROR, (errcode(ERRCODE_EVSTREAM_MOVED),
+					errmsg("partition %d of log %d was moved by another consumer", part->partition,
+						   part->log_id),
+					errdetail("This consumer was at offset " INT64_FORMAT " of generation %d.",
+							  part->position, part->generation)));
 }
 
 /*
@@ -399,12 +414,12 @@ static void
 log_batch(const BatchPart *bp)
 {
 	const LogPartition *part = bp->part;
-	Oid			types[12] = {INT4OID, INT4OID, INT4OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID,
-	TIMESTAMPTZOID, INT8OID, XID8OID, INT8OID};
-	Datum		values[12];
-	char		nulls[12];
-	bool		isnull;
-	int64		before;
+	Oid types[12] = {INT4OID, INT4OID, INT4OID,        INT8OID, INT8OID, INT8OID,
+					 INT8OID, INT8OID, TIMESTAMPTZOID, INT8OID, XID8OID, INT8OID};
+	Datum values[12];
+	char nulls[12];
+	bool isnull;
+	int64 before;
 
 	memset(nulls, ' ', sizeof(nulls));
 	values[0] = Int32GetDatum(part->log_id);
@@ -422,19 +437,22 @@ log_batch(const BatchPart *bp)
 	if (part->log_id != LOG_EMBEDDED)
 		nulls[9] = nulls[10] = nulls[11] = 'n';
 
-	if (sql_execute_kept("WITH p AS MATERIALIZED (SELECT generation FROM evstream.partitions"
-				"   WHERE log_id = $1 AND log_partition = $2 FOR SHARE)"
-				" INSERT INTO evstream.batch_log (log_id, log_partition, generation, from_offset, to_offset,"
-				"   last_offset, last_timestamp, last_crc, last_received_at, tick, xid, id)"
-				" SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 FROM p WHERE p.generation = $3",
-				12, types, values, nulls, false, SPI_OK_INSERT) != 1)
+	if (sql_execute_kept(
+			"WITH p AS MATERIALIZED (SELECT generation FROM evstream.partitions"
+			"   WHERE log_id = $1 AND log_partition = $2 FOR SHARE)"
+			" INSERT INTO evstream.batch_log (log_id, log_partition, generation, from_offset, to_offset,"
+			"   last_offset, last_timestamp, last_crc, last_received_at, tick, xid, id)"
+			" SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 FROM p WHERE p.generation = $3",
+			12, types, values, nulls, false, SPI_OK_INSERT) != 1)
 		moved(part);
 
 	/* with a new snapshot: the insert may have waited for another owner */
-	sql_execute_kept("SELECT (SELECT b.to_offset FROM evstream.batch_log b WHERE b.log_id = $1 AND b.log_partition = $2"
-			"   AND b.generation = $3 AND b.from_offset < $4 ORDER BY b.from_offset DESC LIMIT 1),"
-			" EXISTS (SELECT FROM evstream.batch_log b WHERE b.log_id = $1 AND b.log_partition = $2"
-			"   AND b.generation = $3 AND b.from_offset > $4)", 4, types, values, NULL, false, SPI_OK_SELECT);
+	sql_execute_kept(
+		"SELECT (SELECT b.to_offset FROM evstream.batch_log b WHERE b.log_id = $1 AND b.log_partition = $2"
+		"   AND b.generation = $3 AND b.from_offset < $4 ORDER BY b.from_offset DESC LIMIT 1),"
+		" EXISTS (SELECT FROM evstream.batch_log b WHERE b.log_id = $1 AND b.log_partition = $2"
+		"   AND b.generation = $3 AND b.from_offset > $4)",
+		4, types, values, NULL, false, SPI_OK_SELECT);
 	before = DatumGetInt64(sql_column(0, 1, &isnull));
 	if ((!isnull && before != part->position) || DatumGetBool(sql_column(0, 2, NULL)))
 		moved(part);
@@ -443,7 +461,7 @@ log_batch(const BatchPart *bp)
 typedef struct Candidate
 {
 	BatchRecord *record;
-	int			order;
+	int order;
 } Candidate;
 
 static int
@@ -451,7 +469,7 @@ candidate_cmp(const void *a, const void *b)
 {
 	const Candidate *left = a;
 	const Candidate *right = b;
-	int			cmp = memcmp(left->record->id.data, right->record->id.data, UUID_LEN);
+	int cmp = memcmp(left->record->id.data, right->record->id.data, UUID_LEN);
 
 	if (cmp != 0)
 		return cmp;
@@ -462,12 +480,12 @@ candidate_cmp(const void *a, const void *b)
 static void
 mark_duplicates(Batch *batch)
 {
-	Candidate  *candidates = palloc(Max(1, batch->nrecords) * sizeof(Candidate));
-	pg_uuid_t  *ids = palloc(Max(1, batch->nrecords) * sizeof(pg_uuid_t));
+	Candidate *candidates = palloc(Max(1, batch->nrecords) * sizeof(Candidate));
+	pg_uuid_t *ids = palloc(Max(1, batch->nrecords) * sizeof(pg_uuid_t));
 	BatchRecord **owners = palloc(Max(1, batch->nrecords) * sizeof(BatchRecord *));
-	bool	   *is_new;
-	int			n = 0;
-	int			nids = 0;
+	bool *is_new;
+	int n = 0;
+	int nids = 0;
 
 	for (int i = 0; i < batch->nrecords; i++)
 	{
@@ -504,10 +522,10 @@ mark_duplicates(Batch *batch)
 static void
 note_unstored_days(const Batch *batch)
 {
-	DateADT		last = 0;
-	bool		any = false;
-	Oid			types[2] = {DATEOID, TEXTOID};
-	Datum		values[2];
+	DateADT last = 0;
+	bool any = false;
+	Oid types[2] = {DATEOID, TEXTOID};
+	Datum values[2];
 
 	values[1] = CStringGetTextDatum(pg_get_timezone_name(batch->zone));
 	for (int i = 0; i < batch->nrecords; i++)
@@ -519,17 +537,18 @@ note_unstored_days(const Batch *batch)
 		last = record->day;
 		any = true;
 		values[0] = DateADTGetDatum(last);
-		sql_execute("INSERT INTO evstream.unstored_days (day, time_zone) VALUES ($1, $2) ON CONFLICT DO NOTHING",
-				2, types, values, NULL, SPI_OK_INSERT);
+		sql_execute(
+			"INSERT INTO evstream.unstored_days (day, time_zone) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+			2, types, values, NULL, SPI_OK_INSERT);
 	}
 }
 
 void
 batch_store(Batch *batch)
 {
-	int			nparts;
-	BatchPart  *parts = collect_parts(batch, &nparts);
-	bool		any_new = false;
+	int nparts;
+	BatchPart *parts = collect_parts(batch, &nparts);
+	bool any_new = false;
 
 	batch->nstored = batch->nduplicates = batch->ndead = batch->ntombstones = 0;
 	for (int i = 0; i < nparts; i++)
@@ -541,9 +560,10 @@ batch_store(Batch *batch)
 	 * Each of the next steps takes its row locks in one order, and all take the
 	 * steps in the same order, so that consumers do not deadlock.
 	 */
-	sql_execute_kept("INSERT INTO evstream.received_days (day)"
-					 " VALUES ((pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date) ON CONFLICT DO NOTHING",
-					 0, NULL, NULL, NULL, false, SPI_OK_INSERT);
+	sql_execute_kept(
+		"INSERT INTO evstream.received_days (day)"
+		" VALUES ((pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date) ON CONFLICT DO NOTHING",
+		0, NULL, NULL, NULL, false, SPI_OK_INSERT);
 	mark_duplicates(batch);
 	for (int i = 0; i < batch->nrecords; i++)
 	{

@@ -21,96 +21,96 @@
 #include "event.h"
 #include "outbox.h"
 
-#define LOG_EMBEDDED	1
-#define LOG_RETRY		2
+#define LOG_EMBEDDED 1
+#define LOG_RETRY    2
 
 /* Raised when a partition has another generation or position than we think. */
-#define ERRCODE_EVSTREAM_MOVED	MAKE_SQLSTATE('E', 'V', '0', '0', '1')
+#define ERRCODE_EVSTREAM_MOVED MAKE_SQLSTATE('E', 'V', '0', '0', '1')
 
 typedef struct OffsetRange
 {
-	int64		from;			/* inclusive */
-	int64		to;				/* exclusive */
+	int64 from; /* inclusive */
+	int64 to;   /* exclusive */
 } OffsetRange;
 
 /* A partition of a log, as its owner knows it.  Lives in the owner's memory. */
 typedef struct LogPartition
 {
-	int32		log_id;
-	int32		partition;
-	char	   *topic;			/* NULL: a local log */
-	char	   *log_name;		/* for derived ids: "<cluster>/<topic>/<n>" */
-	bool		exists;			/* in evstream.partitions */
-	int32		generation;
-	bool		forced;			/* by a forced seek: consumed records count again */
-	int64		seek_id;		/* the last seek that was applied */
-	int64		position;		/* next offset */
+	int32 log_id;
+	int32 partition;
+	char *topic;    /* NULL: a local log */
+	char *log_name; /* for derived ids: "<cluster>/<topic>/<n>" */
+	bool exists;    /* in evstream.partitions */
+	int32 generation;
+	bool forced;    /* by a forced seek: consumed records count again */
+	int64 seek_id;  /* the last seek that was applied */
+	int64 position; /* next offset */
 	/* the last record that was consumed in this generation, if has_last */
-	bool		has_last;
-	int64		last_offset;
-	int64		last_timestamp; /* ms, -1 = none */
-	uint32		last_crc;
-	TimestampTz last_received_at;	/* 0 = none */
+	bool has_last;
+	int64 last_offset;
+	int64 last_timestamp; /* ms, -1 = none */
+	uint32 last_crc;
+	TimestampTz last_received_at; /* 0 = none */
 	/* what other generations consumed, in order; records in it are passed over */
 	OffsetRange *consumed;
-	int			nconsumed;
-	int			slot;			/* for batch.c, during a batch */
+	int nconsumed;
+	int slot; /* for batch.c, during a batch */
 } LogPartition;
 
 /* One record on its way into the tables. */
 typedef struct BatchRecord
 {
 	LogPartition *part;
-	int64		offset;
-	int64		timestamp_us;	/* since 1970; the record's own time */
+	int64 offset;
+	int64 timestamp_us; /* since 1970; the record's own time */
 	const char *key;
-	size_t		key_len;
-	const char *value;			/* NULL: tombstone */
-	size_t		value_len;
-	EventText	traceparent;	/* of the record's header */
-	bool		pass_over;		/* consumed before, or read locally */
-	bool		has_id;			/* id is given (retried dead letters) */
-	pg_uuid_t	id;
-	const void *source;			/* for the headers function */
-	OutboxPosition outbox_after;	/* embedded log: the position behind it */
+	size_t key_len;
+	const char *value; /* NULL: tombstone */
+	size_t value_len;
+	EventText traceparent; /* of the record's header */
+	bool pass_over;        /* consumed before, or read locally */
+	bool has_id;           /* id is given (retried dead letters) */
+	pg_uuid_t id;
+	const void *source;          /* for the headers function */
+	OutboxPosition outbox_after; /* embedded log: the position behind it */
 	/* found to be at fault by what the server said when it was alone */
 	EventReason condemned;
-	char	   *condemned_detail;
+	char *condemned_detail;
 
 	/* filled by batch_parse() */
 	EventReason reason;
-	char	   *detail;			/* of a refused one */
-	Event		event;
+	char *detail; /* of a refused one */
+	Event event;
 	TimestampTz occurred_at;
 	TimestampTz received_at;
-	DateADT		day;
-	bool		duplicate;
+	DateADT day;
+	bool duplicate;
 } BatchRecord;
 
 /* Counts, as far as batch_store() has got: a good event, not seen before. */
 static inline bool
 batch_is_new(const BatchRecord *record)
 {
-	return !record->pass_over && record->value != NULL &&
-		record->reason == EVENT_OK && !record->duplicate;
+	return !record->pass_over && record->value != NULL && record->reason == EVENT_OK &&
+		   !record->duplicate;
 }
 
 /* Headers of a record as JSON text for a dead letter, palloc'd, or NULL. */
-typedef char *(*BatchHeaders) (const BatchRecord *record);
+typedef char *(*BatchHeaders)(const BatchRecord *record);
 
 typedef struct Batch
 {
-	BatchRecord *records;		/* in the order of offsets within a partition */
-	int			nrecords;
-	BatchHeaders headers;		/* NULL: there are none */
-	int			writer;			/* index of the consumer, for daily_totals */
+	BatchRecord *records; /* in the order of offsets within a partition */
+	int nrecords;
+	BatchHeaders headers; /* NULL: there are none */
+	int writer;           /* index of the consumer, for daily_totals */
 	EventArena *arena;
-	pg_tz	   *zone;
+	pg_tz *zone;
 	/* results */
-	int64		nstored;
-	int64		nduplicates;
-	int64		ndead;
-	int64		ntombstones;
+	int64 nstored;
+	int64 nduplicates;
+	int64 ndead;
+	int64 ntombstones;
 } Batch;
 
 /* Finds the log of a topic (the newest incarnation), or makes one. */
@@ -125,7 +125,7 @@ extern void batch_log_renew(int32 log_id);
  * to npartitions where it is not known.  Partitions behind them were added
  * later, and begin at their start.
  */
-extern int	batch_log_first_partitions(int32 log_id, int npartitions);
+extern int batch_log_first_partitions(int32 log_id, int npartitions);
 /* Have all npartitions of the log a position?  Before that "latest" would pass over what is sent. */
 extern bool batch_log_has_positions(int32 log_id, int npartitions);
 /* "<cluster>/<topic>/<n>" of a log; palloc'd. */
@@ -169,4 +169,4 @@ extern bool batch_is_restored(void);
 /* Is consumption stopped by evstream_pause(), or not yet resumed after a restore? */
 extern bool batch_is_paused(void);
 
-#endif							/* EVSTREAM_BATCH_H */
+#endif /* EVSTREAM_BATCH_H */

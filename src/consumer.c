@@ -26,15 +26,15 @@
 #include "worker.h"
 
 /* Values of one batch from the outbox */
-#define LOCAL_BATCH_BYTES	(32 * 1024 * 1024)
+#define LOCAL_BATCH_BYTES (32 * 1024 * 1024)
 
 /* Safety against a wake-up that was not sent (PREPARE TRANSACTION) */
-#define IDLE_MS				1000
-#define PAUSED_MS			1000
+#define IDLE_MS   1000
+#define PAUSED_MS 1000
 
 /* Tries of a batch as a whole before it is halved, and of one record alone */
-#define TRIES_WHOLE			2
-#define TRIES_ALONE			3
+#define TRIES_WHOLE 2
+#define TRIES_ALONE 3
 
 ConsumerState consumer;
 
@@ -44,16 +44,16 @@ PGDLLEXPORT void evstream_consumer_main(Datum main_arg);
 
 typedef struct StoreUnit
 {
-	Batch		batch;
-	WorkerUnit	extra;			/* in the same transaction */
-	void	   *extra_arg;
-	bool		paused;
+	Batch batch;
+	WorkerUnit extra; /* in the same transaction */
+	void *extra_arg;
+	bool paused;
 } StoreUnit;
 
 static void
 store_unit(void *arg)
 {
-	StoreUnit  *unit = arg;
+	StoreUnit *unit = arg;
 	MemoryContext old;
 
 	unit->paused = batch_is_paused();
@@ -77,11 +77,12 @@ paused_unit(void *arg)
 static void
 count_dead_letters_unit(void *arg)
 {
-	int64	   *count = arg;
-	bool		isnull;
-	char		sql[128];
+	int64 *count = arg;
+	bool isnull;
+	char sql[128];
 
-	snprintf(sql, sizeof(sql), "SELECT pg_catalog.count(*) FROM (SELECT FROM evstream.dead_letters LIMIT %d) d",
+	snprintf(sql, sizeof(sql),
+			 "SELECT pg_catalog.count(*) FROM (SELECT FROM evstream.dead_letters LIMIT %d) d",
 			 setting_dead_letter_limit);
 	if (SPI_execute(sql, true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not count dead letters");
@@ -92,12 +93,12 @@ count_dead_letters_unit(void *arg)
 static void
 wait_for_dead_letters(void)
 {
-	bool		waited = false;
+	bool waited = false;
 
 	for (;;)
 	{
-		int64		before = status_dead_letters(MyDatabaseId);
-		int64		count = before;
+		int64 before = status_dead_letters(MyDatabaseId);
+		int64 count = before;
 
 		if (count >= 0 && count < setting_dead_letter_limit)
 			break;
@@ -108,9 +109,10 @@ wait_for_dead_letters(void)
 			if (count < setting_dead_letter_limit)
 				break;
 			status_state("waiting");
-			status_problem(COMPONENT_DEAD_LETTERS, LEVEL_DOWN, "limit",
-						   "the number of dead letters has reached evstream.dead_letter_limit, consumption waits",
-						   "Look at evstream_dead_letters, retry or discard them, or raise evstream.dead_letter_limit.");
+			status_problem(
+				COMPONENT_DEAD_LETTERS, LEVEL_DOWN, "limit",
+				"the number of dead letters has reached evstream.dead_letter_limit, consumption waits",
+				"Look at evstream_dead_letters, retry or discard them, or raise evstream.dead_letter_limit.");
 			waited = true;
 			(void) worker_wait(-1, PAUSED_MS);
 		}
@@ -145,19 +147,19 @@ static bool
 is_fault_of_record(int sqlerrcode)
 {
 	return ERRCODE_TO_CATEGORY(sqlerrcode) == ERRCODE_DATA_EXCEPTION ||
-		ERRCODE_TO_CATEGORY(sqlerrcode) == ERRCODE_PROGRAM_LIMIT_EXCEEDED;
+		   ERRCODE_TO_CATEGORY(sqlerrcode) == ERRCODE_PROGRAM_LIMIT_EXCEEDED;
 }
 
 static bool
-store_range(BatchRecord *records, int nrecords, BatchHeaders headers,
-			WorkerUnit extra, void *extra_arg)
+store_range(BatchRecord *records, int nrecords, BatchHeaders headers, WorkerUnit extra,
+			void *extra_arg)
 {
-	int			tries = 0;
+	int tries = 0;
 
 	for (;;)
 	{
-		StoreUnit	unit = {0};
-		int			sqlerrcode = 0;
+		StoreUnit unit = {0};
+		int sqlerrcode = 0;
 
 		wait_for_dead_letters();
 		status_state("running");
@@ -195,16 +197,17 @@ store_range(BatchRecord *records, int nrecords, BatchHeaders headers,
 		tries++;
 		if (!is_fault_of_world(sqlerrcode) && nrecords > 1 && tries >= TRIES_WHOLE)
 		{
-			int			half = nrecords / 2;
+			int half = nrecords / 2;
 
 			return store_range(records, half, headers, extra, extra_arg) &&
-				store_range(records + half, nrecords - half, headers, extra, extra_arg);
+				   store_range(records + half, nrecords - half, headers, extra, extra_arg);
 		}
 		if (nrecords == 1 && tries >= TRIES_ALONE && is_fault_of_record(sqlerrcode) &&
 			records[0].condemned == EVENT_OK)
 		{
 			records[0].condemned = EVENT_BAD_PROPERTIES;
-			records[0].condemned_detail = MemoryContextStrdup(consumer.batch_context, worker_last_error());
+			records[0].condemned_detail =
+				MemoryContextStrdup(consumer.batch_context, worker_last_error());
 			continue;
 		}
 		worker_backoff();
@@ -225,7 +228,7 @@ wait_while_paused(void)
 {
 	for (;;)
 	{
-		bool		paused = false;
+		bool paused = false;
 
 		if (!worker_run("looking whether consumption is paused", paused_unit, &paused, NULL))
 			worker_backoff();
@@ -243,8 +246,8 @@ wait_while_paused(void)
 
 typedef struct RetryUnit
 {
-	bool		found;
-	int64		id;
+	bool found;
+	int64 id;
 	BatchRecord record;
 	LogPartition part;
 } RetryUnit;
@@ -252,23 +255,25 @@ typedef struct RetryUnit
 static void
 retry_read_unit(void *arg)
 {
-	RetryUnit  *unit = arg;
-	HeapTuple	tuple;
-	TupleDesc	desc;
-	bool		isnull;
-	bytea	   *value;
+	RetryUnit *unit = arg;
+	HeapTuple tuple;
+	TupleDesc desc;
+	bool isnull;
+	bytea *value;
 	MemoryContext old;
 	BatchRecord *record = &unit->record;
-	int64		offset;
-	char	   *place;
-	Datum		trace;
+	int64 offset;
+	char *place;
+	Datum trace;
 
-	if (SPI_execute("SELECT r.id, r.log_id, r.log_partition, r.log_offset, r.record_key, r.record_value, r.record_timestamp,"
-					/* 'escape' shows any byte, and a good traceparent as it is */
-					" (SELECT pg_catalog.encode(pg_catalog.decode(h ->> 1, 'base64'), 'escape')"
-					"   FROM pg_catalog.jsonb_array_elements(r.record_headers) WITH ORDINALITY AS e (h, n)"
-					"   WHERE h ->> 0 = 'traceparent' AND h ->> 1 IS NOT NULL ORDER BY n DESC LIMIT 1)"
-					" FROM evstream.retries r ORDER BY r.id LIMIT 1", true, 1) != SPI_OK_SELECT)
+	if (SPI_execute(
+			"SELECT r.id, r.log_id, r.log_partition, r.log_offset, r.record_key, r.record_value, r.record_timestamp,"
+			/* 'escape' shows any byte, and a good traceparent as it is */
+			" (SELECT pg_catalog.encode(pg_catalog.decode(h ->> 1, 'base64'), 'escape')"
+			"   FROM pg_catalog.jsonb_array_elements(r.record_headers) WITH ORDINALITY AS e (h, n)"
+			"   WHERE h ->> 0 = 'traceparent' AND h ->> 1 IS NOT NULL ORDER BY n DESC LIMIT 1)"
+			" FROM evstream.retries r ORDER BY r.id LIMIT 1",
+			true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not read evstream.retries");
 	unit->found = SPI_processed > 0;
 	if (!unit->found)
@@ -282,11 +287,12 @@ retry_read_unit(void *arg)
 	value = DatumGetByteaPCopy(SPI_getbinval(tuple, desc, 6, &isnull));
 	record->value = VARDATA(value);
 	record->value_len = VARSIZE(value) - VARHDRSZ;
-	record->timestamp_us = DatumGetTimestampTz(SPI_getbinval(tuple, desc, 7, &isnull)) + UNIX_EPOCH_OFFSET_US;
+	record->timestamp_us =
+		DatumGetTimestampTz(SPI_getbinval(tuple, desc, 7, &isnull)) + UNIX_EPOCH_OFFSET_US;
 	trace = SPI_getbinval(tuple, desc, 5, &isnull);
 	if (!isnull)
 	{
-		bytea	   *key = DatumGetByteaPCopy(trace);
+		bytea *key = DatumGetByteaPCopy(trace);
 
 		record->key = VARDATA(key);
 		record->key_len = VARSIZE(key) - VARHDRSZ;
@@ -309,8 +315,8 @@ retry_read_unit(void *arg)
 	}
 	else
 	{
-		int32		partition = DatumGetInt32(SPI_getbinval(tuple, desc, 3, &isnull));
-		int32		log_id = DatumGetInt32(SPI_getbinval(tuple, desc, 2, &isnull));
+		int32 partition = DatumGetInt32(SPI_getbinval(tuple, desc, 3, &isnull));
+		int32 log_id = DatumGetInt32(SPI_getbinval(tuple, desc, 2, &isnull));
 
 		event_id_derive(batch_log_name(log_id), partition, offset, &record->id);
 	}
@@ -322,28 +328,30 @@ retry_read_unit(void *arg)
 static void
 retry_done_unit(void *arg)
 {
-	Oid			types[1] = {INT8OID};
-	Datum		values[1] = {Int64GetDatum(*(int64 *) arg)};
+	Oid types[1] = {INT8OID};
+	Datum values[1] = {Int64GetDatum(*(int64 *) arg)};
 
-	if (SPI_execute_with_args("DELETE FROM evstream.retries WHERE id = $1", 1, types, values, NULL, false, 0) != SPI_OK_DELETE)
+	if (SPI_execute_with_args("DELETE FROM evstream.retries WHERE id = $1", 1, types, values, NULL,
+							  false, 0) != SPI_OK_DELETE)
 		elog(ERROR, "could not remove retry");
 }
 
 bool
 consumer_any_retries(void)
 {
-	sql_execute_kept("SELECT EXISTS (SELECT FROM evstream.retries)", 0, NULL, NULL, NULL, false, SPI_OK_SELECT);
+	sql_execute_kept("SELECT EXISTS (SELECT FROM evstream.retries)", 0, NULL, NULL, NULL, false,
+					 SPI_OK_SELECT);
 	return DatumGetBool(sql_column(0, 1, NULL));
 }
 
 bool
 consumer_retries(void)
 {
-	bool		any = false;
+	bool any = false;
 
 	for (;;)
 	{
-		RetryUnit	unit;
+		RetryUnit unit;
 
 		MemoryContextReset(consumer.batch_context);
 		memset(&unit, 0, sizeof(unit));
@@ -366,9 +374,9 @@ typedef struct LocalReader
 	OutboxPosition position;
 	LogPartition part;
 	OutboxBatch batch;
-	int64		waiting;		/* about so many rows behind the batch */
-	bool		paused;			/* it was not read */
-	bool		retries;		/* likewise, as these come first */
+	int64 waiting; /* about so many rows behind the batch */
+	bool paused;   /* it was not read */
+	bool retries;  /* likewise, as these come first */
 } LocalReader;
 
 static void
@@ -385,7 +393,7 @@ static void
 local_read_unit(void *arg)
 {
 	LocalReader *reader = arg;
-	bool		made_tick;
+	bool made_tick;
 
 	reader->paused = batch_is_paused();
 	reader->retries = !reader->paused && consumer_any_retries();
@@ -397,21 +405,24 @@ local_read_unit(void *arg)
 	if (reader->batch.nrows == 0 || reader->batch.tick_done)
 		return;
 	/* ids that were given out, some of them to transactions that rolled back */
-	sql_execute_kept("SELECT last_value FROM evstream.outbox_id_seq", 0, NULL, NULL, NULL, true, SPI_OK_SELECT);
-	reader->waiting = DatumGetInt64(sql_column(0, 1, NULL)) - reader->batch.rows[reader->batch.nrows - 1].id;
+	sql_execute_kept("SELECT last_value FROM evstream.outbox_id_seq", 0, NULL, NULL, NULL, true,
+					 SPI_OK_SELECT);
+	reader->waiting =
+		DatumGetInt64(sql_column(0, 1, NULL)) - reader->batch.rows[reader->batch.nrows - 1].id;
 }
 
 static BatchRecord *
 local_records(LocalReader *reader)
 {
 	OutboxBatch *batch = &reader->batch;
-	BatchRecord *records = MemoryContextAllocExtended(consumer.batch_context, batch->nrows * sizeof(BatchRecord),
-													  MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
-	int64		tick = batch->tick_done ? batch->after.tick - 1 : batch->after.tick;
+	BatchRecord *records =
+		MemoryContextAllocExtended(consumer.batch_context, batch->nrows * sizeof(BatchRecord),
+								   MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	int64 tick = batch->tick_done ? batch->after.tick - 1 : batch->after.tick;
 
 	for (int i = 0; i < batch->nrows; i++)
 	{
-		OutboxRow  *row = &batch->rows[i];
+		OutboxRow *row = &batch->rows[i];
 		BatchRecord *record = &records[i];
 
 		record->part = &reader->part;
@@ -435,7 +446,7 @@ void
 consumer_local_loop(void)
 {
 	LocalReader *reader = MemoryContextAllocZero(consumer.long_context, sizeof(LocalReader));
-	bool		loaded = false;
+	bool loaded = false;
 
 	for (;;)
 	{
@@ -493,12 +504,13 @@ consumer_local_loop(void)
 static void
 zone_unit(void *arg)
 {
-	bool		isnull;
+	bool isnull;
 
 	if (SPI_execute("SELECT time_zone FROM evstream.state", true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not read evstream.state");
 	if (SPI_processed > 0)
-		*(bool *) arg = strcmp(TextDatumGetCString(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)),
+		*(bool *) arg = strcmp(TextDatumGetCString(SPI_getbinval(
+								   SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)),
 							   setting_time_zone) == 0;
 }
 
@@ -514,9 +526,10 @@ wait_for_resume(void)
 {
 	for (;;)
 	{
-		bool		restored = false;
+		bool restored = false;
 
-		if (!worker_run("looking whether the database was restored", restored_unit, &restored, NULL))
+		if (!worker_run("looking whether the database was restored", restored_unit, &restored,
+						NULL))
 			worker_backoff();
 		else if (!restored)
 			return;
@@ -535,7 +548,7 @@ wait_for_resume(void)
 static void
 wait_for_zone(void)
 {
-	bool		agreed = false;
+	bool agreed = false;
 
 	for (;;)
 	{
@@ -556,13 +569,13 @@ evstream_consumer_main(Datum main_arg)
 {
 	worker_begin(main_arg, ROLE_CONSUMER);
 
-	consumer.long_context = AllocSetContextCreate(TopMemoryContext, "evstream consumer", ALLOCSET_DEFAULT_SIZES);
-	consumer.batch_context = AllocSetContextCreate(consumer.long_context, "evstream batch", ALLOCSET_DEFAULT_SIZES);
+	consumer.long_context =
+		AllocSetContextCreate(TopMemoryContext, "evstream consumer", ALLOCSET_DEFAULT_SIZES);
+	consumer.batch_context =
+		AllocSetContextCreate(consumer.long_context, "evstream batch", ALLOCSET_DEFAULT_SIZES);
 	consumer.arena = event_arena_create();
 	if (consumer.arena == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("out of memory")));
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 	consumer.zone = pg_tzset(setting_time_zone);
 	if (consumer.zone == NULL)
 		elog(ERROR, "time zone \"%s\" not recognized", setting_time_zone);

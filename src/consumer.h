@@ -15,10 +15,10 @@
 /* Zone of the days, and the arena of the batch in hand */
 typedef struct ConsumerState
 {
-	pg_tz	   *zone;
+	pg_tz *zone;
 	EventArena *arena;
-	MemoryContext batch_context;	/* reset for each batch */
-	MemoryContext long_context; /* of the process */
+	MemoryContext batch_context; /* reset for each batch */
+	MemoryContext long_context;  /* of the process */
 } ConsumerState;
 
 extern ConsumerState consumer;
@@ -42,4 +42,4 @@ extern bool consumer_any_retries(void);
 extern void consumer_local_loop(void) pg_attribute_noreturn();
 extern void consumer_kafka_loop(void) pg_attribute_noreturn();
 
-#endif							/* EVSTREAM_CONSUMER_H */
+#endif /* EVSTREAM_CONSUMER_H */

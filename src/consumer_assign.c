@@ -22,9 +22,9 @@
 #include "worker.h"
 
 /* To fetch one record */
-#define FETCH_ONE_US		(INT64CONST(3) * USECS_PER_SEC)
+#define FETCH_ONE_US (INT64CONST(3) * USECS_PER_SEC)
 /* A topic that was never there: at the first start the relay is about to make it */
-#define MISSING_US			(INT64CONST(5) * USECS_PER_SEC)
+#define MISSING_US   (INT64CONST(5) * USECS_PER_SEC)
 
 /* ---- gaps, and topics made again ---- */
 
@@ -41,8 +41,7 @@ renew_unit(void *arg)
 void
 source_made_again(const char *topic, int32 log_id)
 {
-	ereport(LOG,
-			(errmsg("topic \"%s\" was made again, it is consumed from its start", topic)));
+	ereport(LOG, (errmsg("topic \"%s\" was made again, it is consumed from its start", topic)));
 	while (!worker_run("beginning a topic anew", renew_unit, &log_id, NULL))
 		worker_backoff();
 	status_look_again(MyDatabaseId, true);
@@ -59,14 +58,15 @@ source_same_record(const KafkaRecord *kafka, int64 timestamp_ms, uint32 crc)
 	record.value = kafka->value;
 	record.value_len = kafka->value_len;
 	return (kafka->timestamp_ms < 0 || kafka->timestamp_ms == timestamp_ms) &&
-		batch_record_crc(&record) == crc;
+		   batch_record_crc(&record) == crc;
 }
 
 static void
 gap(KafkaPart *part, int64 to)
 {
-	char	   *message = psprintf("records " INT64_FORMAT " to " INT64_FORMAT " of partition %d of topic \"%s\" expired before they were consumed",
-								   part->log.position, to - 1, part->log.partition, part->log.topic);
+	char *message = psprintf("records " INT64_FORMAT " to " INT64_FORMAT
+							 " of partition %d of topic \"%s\" expired before they were consumed",
+							 part->log.position, to - 1, part->log.partition, part->log.topic);
 
 	source_problem(PROBLEM_GAP, message);
 	pfree(message);
@@ -75,9 +75,10 @@ gap(KafkaPart *part, int64 to)
 KafkaStatus
 source_look_at_range(KafkaPart *part)
 {
-	int64		low;
-	int64		high;
-	KafkaStatus status = kafka_watermarks(source.client, part->log.topic, part->log.partition, ASK_MS, &low, &high);
+	int64 low;
+	int64 high;
+	KafkaStatus status =
+		kafka_watermarks(source.client, part->log.topic, part->log.partition, ASK_MS, &low, &high);
 
 	if (status == KAFKA_UNKNOWN_TOPIC)
 		return status;
@@ -108,50 +109,53 @@ source_look_at_range(KafkaPart *part)
 /* ---- the same topic? ---- */
 
 /* Records that were consumed, in any partition and generation of a log */
-#define WITNESSES			8
+#define WITNESSES 8
 
 typedef struct Witness
 {
-	int			partition;
-	int64		offset;
-	int64		timestamp_ms;
-	uint32		crc;
+	int partition;
+	int64 offset;
+	int64 timestamp_ms;
+	uint32 crc;
 } Witness;
 
 typedef struct WitnessUnit
 {
-	int32		log_id;
-	int			max_partition;	/* that has a position, -1 = none */
-	Witness		witnesses[WITNESSES];
-	int			nwitnesses;
+	int32 log_id;
+	int max_partition; /* that has a position, -1 = none */
+	Witness witnesses[WITNESSES];
+	int nwitnesses;
 } WitnessUnit;
 
 static void
 witness_unit(void *arg)
 {
 	WitnessUnit *unit = arg;
-	Oid			types[2] = {INT4OID, INT4OID};
-	Datum		values[2] = {Int32GetDatum(unit->log_id), Int32GetDatum(WITNESSES)};
-	bool		isnull;
+	Oid types[2] = {INT4OID, INT4OID};
+	Datum values[2] = {Int32GetDatum(unit->log_id), Int32GetDatum(WITNESSES)};
+	bool isnull;
 
-	if (SPI_execute_with_args("SELECT pg_catalog.max(log_partition) FROM evstream.partitions WHERE log_id = $1",
-							  1, types, values, NULL, true, 0) != SPI_OK_SELECT)
+	if (SPI_execute_with_args(
+			"SELECT pg_catalog.max(log_partition) FROM evstream.partitions WHERE log_id = $1", 1,
+			types, values, NULL, true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read evstream.partitions");
-	unit->max_partition = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	unit->max_partition =
+		DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	if (isnull)
 		unit->max_partition = -1;
 
-	if (SPI_execute_with_args("SELECT DISTINCT ON (log_partition) log_partition, last_offset, last_timestamp, last_crc"
-							  " FROM evstream.batch_log WHERE log_id = $1 AND last_crc IS NOT NULL"
-							  " ORDER BY log_partition, last_offset DESC LIMIT $2",
-							  2, types, values, NULL, true, 0) != SPI_OK_SELECT)
+	if (SPI_execute_with_args(
+			"SELECT DISTINCT ON (log_partition) log_partition, last_offset, last_timestamp, last_crc"
+			" FROM evstream.batch_log WHERE log_id = $1 AND last_crc IS NOT NULL"
+			" ORDER BY log_partition, last_offset DESC LIMIT $2",
+			2, types, values, NULL, true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read evstream.batch_log");
 	unit->nwitnesses = (int) SPI_processed;
 	for (int i = 0; i < unit->nwitnesses; i++)
 	{
-		HeapTuple	tuple = SPI_tuptable->vals[i];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-		Witness    *witness = &unit->witnesses[i];
+		HeapTuple tuple = SPI_tuptable->vals[i];
+		TupleDesc desc = SPI_tuptable->tupdesc;
+		Witness *witness = &unit->witnesses[i];
 
 		witness->partition = DatumGetInt32(SPI_getbinval(tuple, desc, 1, &isnull));
 		witness->offset = DatumGetInt64(SPI_getbinval(tuple, desc, 2, &isnull));
@@ -214,9 +218,9 @@ check_log(const char *topic, int32 log_id, int npartitions)
 	{
 		const Witness *witness = &unit.witnesses[i];
 		KafkaRecord record;
-		int64		low;
-		int64		high;
-		bool		same;
+		int64 low;
+		int64 high;
+		bool same;
 		KafkaStatus status;
 
 		status = kafka_watermarks(source.client, topic, witness->partition, ASK_MS, &low, &high);
@@ -257,25 +261,25 @@ check_log(const char *topic, int32 log_id, int npartitions)
 typedef struct PartUnit
 {
 	const char *topic;
-	int			npartitions;
-	int			partition;
-	KafkaPart  *part;
-	bool		added_later;
+	int npartitions;
+	int partition;
+	KafkaPart *part;
+	bool added_later;
 	/* a seek that is to be applied; seek_id = 0: none */
-	int64		seek_id;
-	bool		seek_is_time;
-	int64		seek_time_ms;
-	int64		seek_offset;
-	bool		seek_force;
-	bool		seek_settled;	/* before this log was there */
-	int64		start_offset;
+	int64 seek_id;
+	bool seek_is_time;
+	int64 seek_time_ms;
+	int64 seek_offset;
+	bool seek_force;
+	bool seek_settled; /* before this log was there */
+	int64 start_offset;
 } PartUnit;
 
 static void
 load_part_unit(void *arg)
 {
-	PartUnit   *unit = arg;
-	int32		log_id = batch_log_id(source.cluster, unit->topic);
+	PartUnit *unit = arg;
+	int32 log_id = batch_log_id(source.cluster, unit->topic);
 
 	unit->added_later = unit->partition >= batch_log_first_partitions(log_id, unit->npartitions);
 	batch_load_partition(&unit->part->log, log_id, unit->partition, source.context);
@@ -286,12 +290,12 @@ load_part_unit(void *arg)
 static void
 find_seek_unit(void *arg)
 {
-	PartUnit   *unit = arg;
-	Oid			types[5] = {TEXTOID, INT4OID, INT8OID, BOOLOID, INT4OID};
-	Datum		values[5];
-	HeapTuple	tuple;
-	TupleDesc	desc;
-	bool		isnull;
+	PartUnit *unit = arg;
+	Oid types[5] = {TEXTOID, INT4OID, INT8OID, BOOLOID, INT4OID};
+	Datum values[5];
+	HeapTuple tuple;
+	TupleDesc desc;
+	bool isnull;
 	TimestampTz to_time;
 
 	values[0] = CStringGetTextDatum(unit->topic);
@@ -300,12 +304,14 @@ find_seek_unit(void *arg)
 	values[3] = BoolGetDatum(strcmp(unit->topic, setting_kafka_topic) == 0);
 	values[4] = Int32GetDatum(unit->part->log.log_id);
 	unit->seek_id = 0;
-	if (SPI_execute_with_args("SELECT seek_id, to_time, log_offset, force,"
-							  " settled_at < (SELECT created_at FROM evstream.logs WHERE log_id = $5) IS TRUE"
-							  " FROM evstream.seeks"
-							  " WHERE seek_id > $3 AND (log_partition IS NULL OR log_partition = $2)"
-							  " AND (topic = $1 OR topic IS NULL AND (log_partition IS NULL OR $4))"
-							  " ORDER BY seek_id DESC LIMIT 1", 5, types, values, NULL, true, 1) != SPI_OK_SELECT)
+	if (SPI_execute_with_args(
+			"SELECT seek_id, to_time, log_offset, force,"
+			" settled_at < (SELECT created_at FROM evstream.logs WHERE log_id = $5) IS TRUE"
+			" FROM evstream.seeks"
+			" WHERE seek_id > $3 AND (log_partition IS NULL OR log_partition = $2)"
+			" AND (topic = $1 OR topic IS NULL AND (log_partition IS NULL OR $4))"
+			" ORDER BY seek_id DESC LIMIT 1",
+			5, types, values, NULL, true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not read evstream.seeks");
 	if (SPI_processed == 0)
 		return;
@@ -324,7 +330,7 @@ find_seek_unit(void *arg)
 static void
 create_part_unit(void *arg)
 {
-	PartUnit   *unit = arg;
+	PartUnit *unit = arg;
 
 	batch_create_partition(&unit->part->log, unit->start_offset, unit->seek_id);
 }
@@ -332,7 +338,7 @@ create_part_unit(void *arg)
 static void
 seek_part_unit(void *arg)
 {
-	PartUnit   *unit = arg;
+	PartUnit *unit = arg;
 
 	batch_seek_partition(&unit->part->log, unit->start_offset, unit->seek_force, unit->seek_id);
 	batch_load_partition(&unit->part->log, unit->part->log.log_id, unit->partition, source.context);
@@ -342,8 +348,8 @@ seek_part_unit(void *arg)
 static KafkaStatus
 resolve_seek(PartUnit *unit)
 {
-	int64		low;
-	int64		high;
+	int64 low;
+	int64 high;
 	KafkaStatus status;
 
 	status = kafka_watermarks(source.client, unit->topic, unit->partition, ASK_MS, &low, &high);
@@ -362,9 +368,9 @@ resolve_seek(PartUnit *unit)
 static KafkaStatus
 resolve_start(PartUnit *unit)
 {
-	int64		start = setting_kafka_start_ms();
-	int64		low;
-	int64		high;
+	int64 start = setting_kafka_start_ms();
+	int64 low;
+	int64 high;
 	KafkaStatus status;
 
 	status = kafka_watermarks(source.client, unit->topic, unit->partition, ASK_MS, &low, &high);
@@ -384,7 +390,7 @@ resolve_start(PartUnit *unit)
 bool
 source_apply_seek(KafkaPart *part)
 {
-	PartUnit	unit = {0};
+	PartUnit unit = {0};
 	KafkaStatus status;
 
 	unit.topic = part->log.topic;
@@ -409,8 +415,8 @@ source_apply_seek(KafkaPart *part)
 static KafkaPart *
 load_part(const char *topic, int npartitions, int partition)
 {
-	KafkaPart  *part = MemoryContextAllocZero(source.context, sizeof(KafkaPart));
-	PartUnit	unit = {0};
+	KafkaPart *part = MemoryContextAllocZero(source.context, sizeof(KafkaPart));
+	PartUnit unit = {0};
 
 	unit.topic = topic;
 	unit.npartitions = npartitions;
@@ -426,10 +432,13 @@ load_part(const char *topic, int npartitions, int partition)
 		if (!worker_run("looking for a seek", find_seek_unit, &unit, NULL))
 			return NULL;
 		/* what was done before the partition, or the topic, was there is not meant for it */
-		status = unit.seek_id != 0 && !unit.added_later && !unit.seek_settled ? resolve_seek(&unit) : resolve_start(&unit);
+		status = unit.seek_id != 0 && !unit.added_later && !unit.seek_settled
+					 ? resolve_seek(&unit)
+					 : resolve_start(&unit);
 		if (status != KAFKA_OK)
 			source_away("offsets", status);
-		if (status != KAFKA_OK || !worker_run("beginning a partition", create_part_unit, &unit, NULL))
+		if (status != KAFKA_OK ||
+			!worker_run("beginning a partition", create_part_unit, &unit, NULL))
 			return NULL;
 	}
 	else if (!source_apply_seek(part))
@@ -445,7 +454,8 @@ static int
 find_part(const char *topic, int partition)
 {
 	for (int i = 0; i < source.nparts; i++)
-		if (source.parts[i]->log.partition == partition && strcmp(source.parts[i]->log.topic, topic) == 0)
+		if (source.parts[i]->log.partition == partition &&
+			strcmp(source.parts[i]->log.topic, topic) == 0)
 			return i;
 	return -1;
 }
@@ -458,7 +468,7 @@ source_assign(void)
 	source_close_fetched();
 	for (int i = 0; i < source.nparts; i++)
 	{
-		KafkaPart  *part = source.parts[i];
+		KafkaPart *part = source.parts[i];
 		KafkaAssignment *a = &source.assignment[i];
 
 		memset(a, 0, sizeof(*a));
@@ -484,7 +494,7 @@ lose_partitions(const char *topic, int from)
 {
 	for (int i = 0; i < source.nparts; i++)
 	{
-		KafkaPart  *part = source.parts[i];
+		KafkaPart *part = source.parts[i];
 
 		if (part->log.partition >= from && strcmp(part->log.topic, topic) == 0)
 			part->lost = true;
@@ -495,13 +505,14 @@ lose_partitions(const char *topic, int from)
 static bool
 check_unsure(const char *topic, int npartitions)
 {
-	int32		log_id = -1;
+	int32 log_id = -1;
 
 	for (int i = 0; i < source.nparts; i++)
 	{
-		KafkaPart  *part = source.parts[i];
+		KafkaPart *part = source.parts[i];
 
-		if (strcmp(part->log.topic, topic) == 0 && (part->unsure || (part->lost && !part->log.has_last)))
+		if (strcmp(part->log.topic, topic) == 0 &&
+			(part->unsure || (part->lost && !part->log.has_last)))
 			log_id = part->log.log_id;
 	}
 	if (log_id < 0)
@@ -518,11 +529,12 @@ check_unsure(const char *topic, int npartitions)
 static void
 settle_seeks_unit(void *arg)
 {
-	Oid			types[1] = {TIMESTAMPTZOID};
-	Datum		values[1] = {TimestampTzGetDatum(*(TimestampTz *) arg)};
+	Oid types[1] = {TIMESTAMPTZOID};
+	Datum values[1] = {TimestampTzGetDatum(*(TimestampTz *) arg)};
 
 	if (SPI_execute_with_args("UPDATE evstream.seeks SET settled_at = pg_catalog.clock_timestamp()"
-							  " WHERE settled_at IS NULL AND requested_at < $1", 1, types, values, NULL, false, 0) != SPI_OK_UPDATE)
+							  " WHERE settled_at IS NULL AND requested_at < $1",
+							  1, types, values, NULL, false, 0) != SPI_OK_UPDATE)
 		elog(ERROR, "could not settle seeks");
 }
 
@@ -530,13 +542,14 @@ bool
 source_find_partitions(void)
 {
 	TimestampTz begun = GetCurrentTimestamp();
-	ListCell   *lc;
-	int			t = 0;
-	int			known = 0;
+	ListCell *lc;
+	int t = 0;
+	int known = 0;
 
 	if (source.cluster[0] == '\0')
 	{
-		KafkaStatus status = kafka_cluster_id(source.client, ASK_MS, source.cluster, sizeof(source.cluster));
+		KafkaStatus status =
+			kafka_cluster_id(source.client, ASK_MS, source.cluster, sizeof(source.cluster));
 
 		if (status != KAFKA_OK)
 		{
@@ -544,10 +557,10 @@ source_find_partitions(void)
 			return false;
 		}
 	}
-	foreach(lc, source.topics)
+	foreach (lc, source.topics)
 	{
 		const char *topic = lfirst(lc);
-		int			n = 0;
+		int n = 0;
 		KafkaStatus status = kafka_topic_partitions(source.client, topic, ASK_MS, &n);
 
 		if (status == KAFKA_UNKNOWN_TOPIC)
@@ -566,19 +579,20 @@ source_find_partitions(void)
 		lose_partitions(topic, n);
 		for (int p = worker_self.index; p < n; p += worker_self.count)
 		{
-			KafkaPart  *part;
+			KafkaPart *part;
 
 			if (find_part(topic, p) >= 0)
 				continue;
 			part = load_part(topic, n, p);
 			if (part == NULL)
 				return false;
-			source.parts = source.nparts == 0 ?
-				MemoryContextAlloc(source.context, sizeof(KafkaPart *)) :
-				repalloc(source.parts, (source.nparts + 1) * sizeof(KafkaPart *));
-			source.assignment = source.nparts == 0 ?
-				MemoryContextAllocZero(source.context, sizeof(KafkaAssignment)) :
-				repalloc(source.assignment, (source.nparts + 1) * sizeof(KafkaAssignment));
+			source.parts = source.nparts == 0
+							   ? MemoryContextAlloc(source.context, sizeof(KafkaPart *))
+							   : repalloc(source.parts, (source.nparts + 1) * sizeof(KafkaPart *));
+			source.assignment =
+				source.nparts == 0
+					? MemoryContextAllocZero(source.context, sizeof(KafkaAssignment))
+					: repalloc(source.assignment, (source.nparts + 1) * sizeof(KafkaAssignment));
 			source.parts[source.nparts] = part;
 			memset(&source.assignment[source.nparts], 0, sizeof(KafkaAssignment));
 			source.assignment[source.nparts].topic = part->log.topic;
@@ -606,10 +620,11 @@ source_find_partitions(void)
 
 		initStringInfo(&missing);
 		t = 0;
-		foreach(lc, source.topics)
+		foreach (lc, source.topics)
 		{
 			if (source.counts[t++] < 0)
-				appendStringInfo(&missing, "%s\"%s\"", missing.len > 0 ? ", " : "", (char *) lfirst(lc));
+				appendStringInfo(&missing, "%s\"%s\"", missing.len > 0 ? ", " : "",
+								 (char *) lfirst(lc));
 		}
 		source_problem(PROBLEM_NO_TOPIC, psprintf("Kafka has no topic %s", missing.data));
 	}

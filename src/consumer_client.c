@@ -27,10 +27,10 @@
 #include "status.h"
 #include "worker.h"
 
-#define CLOSE_MS			500
+#define CLOSE_MS    500
 /* A first connection or a slow answer is no outage yet */
-#define AWAY_US				(INT64CONST(5) * USECS_PER_SEC)
-#define MARK_PREFIX			"evstream/"
+#define AWAY_US     (INT64CONST(5) * USECS_PER_SEC)
+#define MARK_PREFIX "evstream/"
 
 KafkaSource source;
 
@@ -41,19 +41,23 @@ static const struct
 	StatusLevel level;
 	const char *code;
 	const char *hint;
-}			problem_kinds[PROBLEM_COUNT] = {
+} problem_kinds[PROBLEM_COUNT] = {
 	[PROBLEM_CONFIGURATION] = {LEVEL_DOWN, "configuration",
-	"Check the settings evstream.kafka_* and the secrets file."},
-	[PROBLEM_FOREIGN_MARK] = {LEVEL_DOWN, "foreign_mark",
-	"If this database is to be the owner, call evstream_take_over(); otherwise set another evstream.kafka_group."},
-	[PROBLEM_DENIED] = {LEVEL_DEGRADED, "denied",
-	"Check the secrets file, and whether the user may read the topics and the group."},
-	[PROBLEM_AWAY] = {LEVEL_DEGRADED, "away",
-	"Tracking goes on. Check the brokers and the setting evstream.kafka_brokers."},
-	[PROBLEM_NO_TOPIC] = {LEVEL_DEGRADED, "no_topic",
-	"Create it, or correct evstream.kafka_topic or evstream.kafka_read_topics."},
+							   "Check the settings evstream.kafka_* and the secrets file."},
+	[PROBLEM_FOREIGN_MARK] =
+		{LEVEL_DOWN, "foreign_mark",
+		 "If this database is to be the owner, call evstream_take_over(); otherwise set another evstream.kafka_group."},
+	[PROBLEM_DENIED] =
+		{LEVEL_DEGRADED, "denied",
+		 "Check the secrets file, and whether the user may read the topics and the group."},
+	[PROBLEM_AWAY] =
+		{LEVEL_DEGRADED, "away",
+		 "Tracking goes on. Check the brokers and the setting evstream.kafka_brokers."},
+	[PROBLEM_NO_TOPIC] =
+		{LEVEL_DEGRADED, "no_topic",
+		 "Create it, or correct evstream.kafka_topic or evstream.kafka_read_topics."},
 	[PROBLEM_GAP] = {LEVEL_DEGRADED, "gap",
-	"Raise the topic's retention. evstream_restart() takes this message away."},
+					 "Raise the topic's retention. evstream_restart() takes this message away."},
 };
 
 static char *problems[PROBLEM_COUNT];
@@ -71,8 +75,8 @@ source_problem(KafkaProblem problem, const char *message)
 	{
 		if (problems[i] == NULL)
 			continue;
-		status_problem(COMPONENT_KAFKA, problem_kinds[i].level, problem_kinds[i].code,
-					   problems[i], problem_kinds[i].hint);
+		status_problem(COMPONENT_KAFKA, problem_kinds[i].level, problem_kinds[i].code, problems[i],
+					   problem_kinds[i].hint);
 		return;
 	}
 	status_problem(COMPONENT_KAFKA, LEVEL_OK, problem_kinds[problem].code, NULL, NULL);
@@ -82,7 +86,7 @@ void
 source_away(const char *what, KafkaStatus status)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	char	   *message;
+	char *message;
 
 	status_state("waiting");
 	if (!source.away)
@@ -96,7 +100,8 @@ source_away(const char *what, KafkaStatus status)
 	else
 	{
 		message = psprintf("could not reach Kafka (%s): %s", what, kafka_error(source.client));
-		if (status != KAFKA_AWAY || now - source.away_since >= AWAY_US || kafka_health(source.client) != KAFKA_OK)
+		if (status != KAFKA_AWAY || now - source.away_since >= AWAY_US ||
+			kafka_health(source.client) != KAFKA_OK)
 			source_problem(PROBLEM_AWAY, message);
 	}
 	pfree(message);
@@ -151,9 +156,9 @@ source_open(void)
 	on_proc_exit(leave_at_exit, 0);
 	for (;;)
 	{
-		KafkaConf	conf = {0};
-		char		error[KAFKA_ERROR_SIZE];
-		char		client_id[64];
+		KafkaConf conf = {0};
+		char error[KAFKA_ERROR_SIZE];
+		char client_id[64];
 		const char *warning;
 
 		snprintf(client_id, sizeof(client_id), "evstream-consumer-%d", worker_self.index);
@@ -164,8 +169,7 @@ source_open(void)
 			source_problem(PROBLEM_CONFIGURATION, NULL);
 			warning = kafka_version_warning(&conf);
 			if (warning != NULL)
-				ereport(WARNING,
-						(errmsg("%s", warning)));
+				ereport(WARNING, (errmsg("%s", warning)));
 			return;
 		}
 		source_problem(PROBLEM_CONFIGURATION, error);
@@ -177,25 +181,26 @@ source_open(void)
 
 typedef struct IdentityUnit
 {
-	bool		ours;
-	int64		claim;
-	char		mark[KAFKA_MARK_SIZE];
+	bool ours;
+	int64 claim;
+	char mark[KAFKA_MARK_SIZE];
 } IdentityUnit;
 
 static void
 identity_unit(void *arg)
 {
 	IdentityUnit *unit = arg;
-	bool		isnull;
-	HeapTuple	tuple;
-	TupleDesc	desc;
-	pg_uuid_t  *uuid;
-	char		text[37];
-	int64		system;
-	Oid			database;
+	bool isnull;
+	HeapTuple tuple;
+	TupleDesc desc;
+	pg_uuid_t *uuid;
+	char text[37];
+	int64 system;
+	Oid database;
 
 	unit->ours = false;
-	if (SPI_execute("SELECT mark, system_identifier, database_oid, claim FROM evstream.identity", true, 1) != SPI_OK_SELECT)
+	if (SPI_execute("SELECT mark, system_identifier, database_oid, claim FROM evstream.identity",
+					true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not read evstream.identity");
 	if (SPI_processed == 0)
 		return;
@@ -229,7 +234,7 @@ mark_is_foreign(const char *mark)
 {
 	const char *place = source.mark + strlen(MARK_PREFIX) + 36;
 	const char *claim = strrchr(source.mark, '/');
-	Size		prefix = strlen(MARK_PREFIX) + 36;
+	Size prefix = strlen(MARK_PREFIX) + 36;
 
 	if (strncmp(mark, MARK_PREFIX, strlen(MARK_PREFIX)) != 0)
 		return false;
@@ -240,14 +245,14 @@ mark_is_foreign(const char *mark)
 
 typedef struct GoneUnit
 {
-	Oid			database;
-	bool		gone;
+	Oid database;
+	bool gone;
 } GoneUnit;
 
 static void
 gone_unit(void *arg)
 {
-	GoneUnit   *unit = arg;
+	GoneUnit *unit = arg;
 
 	unit->gone = get_database_name(unit->database) == NULL;
 }
@@ -258,7 +263,7 @@ mark_is_of_dropped(const char *mark)
 {
 	unsigned long long system;
 	unsigned int database;
-	GoneUnit	unit = {0};
+	GoneUnit unit = {0};
 
 	if (strlen(mark) < strlen(MARK_PREFIX) + 36 ||
 		sscanf(mark + strlen(MARK_PREFIX) + 36, "/%llu/%u/", &system, &database) != 2 ||
@@ -310,8 +315,8 @@ source_check_owner(bool claim)
 		if (found[i].mark[0] != '\0' && mark_is_foreign(found[i].mark) &&
 			!mark_is_of_dropped(found[i].mark))
 		{
-			char	   *message = psprintf("the Kafka group \"%s\" belongs to another database (mark %s)",
-										   setting_group_name(), found[i].mark);
+			char *message = psprintf("the Kafka group \"%s\" belongs to another database (mark %s)",
+									 setting_group_name(), found[i].mark);
 
 			foreign(message);
 			pfree(message);

@@ -27,12 +27,12 @@
 #include "worker.h"
 
 /* New partitions, the mark, and the mirror of our positions */
-#define UPKEEP_US			(INT64CONST(5) * USECS_PER_SEC)
+#define UPKEEP_US         (INT64CONST(5) * USECS_PER_SEC)
 /* The same again after it did not succeed; what was fetched goes on meanwhile */
-#define UPKEEP_AGAIN_US		(INT64CONST(2) * USECS_PER_SEC)
+#define UPKEEP_AGAIN_US   (INT64CONST(2) * USECS_PER_SEC)
 /* While a topic is not there */
-#define UPKEEP_MISSING_US	(INT64CONST(1) * USECS_PER_SEC)
-#define BEGIN_MS			300
+#define UPKEEP_MISSING_US (INT64CONST(1) * USECS_PER_SEC)
+#define BEGIN_MS          300
 
 /* ---- records ---- */
 
@@ -43,7 +43,7 @@ headers_json(const BatchRecord *record)
 	StringInfoData json;
 	const char *name;
 	const char *value;
-	size_t		len;
+	size_t len;
 
 	initStringInfo(&json);
 	for (int i = 0; kafka_record_header_at(kafka, i, &name, &value, &len); i++)
@@ -57,9 +57,9 @@ headers_json(const BatchRecord *record)
 			appendStringInfoString(&json, ", null]");
 		else
 		{
-			int			size = pg_b64_enc_len((int) len);
-			char	   *encoded = palloc(size + 1);
-			int			n = pg_b64_encode((const void *) value, (int) len, encoded, size);
+			int size = pg_b64_enc_len((int) len);
+			char *encoded = palloc(size + 1);
+			int n = pg_b64_encode((const void *) value, (int) len, encoded, size);
 
 			appendStringInfo(&json, ", \"%.*s\"]", n, encoded);
 			pfree(encoded);
@@ -75,13 +75,14 @@ headers_json(const BatchRecord *record)
 static bool
 take_record(KafkaRecord *kafka, BatchRecord *record)
 {
-	KafkaPart  *part;
+	KafkaPart *part;
 	const char *text;
-	size_t		len;
+	size_t len;
 
 	if (kafka->status != KAFKA_OK)
 	{
-		if (kafka->part >= 0 && (kafka->status == KAFKA_OUT_OF_RANGE || kafka->status == KAFKA_UNKNOWN_TOPIC))
+		if (kafka->part >= 0 &&
+			(kafka->status == KAFKA_OUT_OF_RANGE || kafka->status == KAFKA_UNKNOWN_TOPIC))
 			source.parts[kafka->part]->lost = true;
 		else if (kafka->status == KAFKA_FATAL)
 			worker_restart("Kafka client failed");
@@ -108,8 +109,8 @@ take_record(KafkaRecord *kafka, BatchRecord *record)
 	memset(record, 0, sizeof(*record));
 	record->part = &part->log;
 	record->offset = kafka->offset;
-	record->timestamp_us = kafka->timestamp_ms >= 0 ? kafka->timestamp_ms * 1000 :
-		GetCurrentTimestamp() + UNIX_EPOCH_OFFSET_US;
+	record->timestamp_us = kafka->timestamp_ms >= 0 ? kafka->timestamp_ms * 1000
+													: GetCurrentTimestamp() + UNIX_EPOCH_OFFSET_US;
 	record->key = kafka->key;
 	record->key_len = kafka->key_len;
 	record->value = kafka->value;
@@ -121,8 +122,8 @@ take_record(KafkaRecord *kafka, BatchRecord *record)
 		record->traceparent.len = len;
 	}
 	record->pass_over = batch_was_consumed(&part->log, kafka->offset) ||
-		(kafka_record_header(kafka, "evstream-origin", &text, &len) &&
-		 text != NULL && outbox_was_read_locally(text, len));
+						(kafka_record_header(kafka, "evstream-origin", &text, &len) &&
+						 text != NULL && outbox_was_read_locally(text, len));
 	part->last_timestamp_us = record->timestamp_us;
 	return true;
 }
@@ -133,13 +134,14 @@ show_lag(void)
 	kafka_highs(source.client, source.assignment, source.nparts);
 	for (int i = 0; i < source.nparts; i++)
 	{
-		KafkaPart  *part = source.parts[i];
+		KafkaPart *part = source.parts[i];
 
 		if (source.assignment[i].high >= 0)
 			part->end = source.assignment[i].high;
 		status_lag(part->log.log_id, part->log.topic, part->log.partition, part->log.position,
 				   Max(part->end, part->log.position),
-				   part->last_timestamp_us == 0 ? 0 : part->last_timestamp_us - UNIX_EPOCH_OFFSET_US);
+				   part->last_timestamp_us == 0 ? 0
+												: part->last_timestamp_us - UNIX_EPOCH_OFFSET_US);
 	}
 }
 
@@ -155,20 +157,21 @@ load_ranges_unit(void *arg)
 /* What others may ask of us between two batches */
 typedef struct WishUnit
 {
-	bool		paused;
-	bool		retries;
-	int64		seek_id;		/* the last seek, 0 = none */
+	bool paused;
+	bool retries;
+	int64 seek_id; /* the last seek, 0 = none */
 } WishUnit;
 
 static void
 wish_unit(void *arg)
 {
-	WishUnit   *unit = arg;
-	bool		isnull;
+	WishUnit *unit = arg;
+	bool isnull;
 
 	unit->paused = batch_is_paused();
 	unit->retries = worker_self.index == 0 && !unit->paused && consumer_any_retries();
-	sql_execute_kept("SELECT pg_catalog.max(seek_id) FROM evstream.seeks", 0, NULL, NULL, NULL, true, SPI_OK_SELECT);
+	sql_execute_kept("SELECT pg_catalog.max(seek_id) FROM evstream.seeks", 0, NULL, NULL, NULL,
+					 true, SPI_OK_SELECT);
 	unit->seek_id = DatumGetInt64(sql_column(0, 1, &isnull));
 	if (isnull)
 		unit->seek_id = 0;
@@ -193,7 +196,8 @@ begin(void)
 	source_reached();
 	while (!source_assign())
 		(void) worker_wait(-1, IDLE_MS);
-	source.next_upkeep = GetCurrentTimestamp() + (source.missing_since == 0 ? UPKEEP_US : UPKEEP_MISSING_US);
+	source.next_upkeep =
+		GetCurrentTimestamp() + (source.missing_since == 0 ? UPKEEP_US : UPKEEP_MISSING_US);
 }
 
 /* Partitions that are new or lost, seeks, mark and mirror. */
@@ -214,7 +218,7 @@ upkeep(void)
 		return;
 	for (int i = 0; i < source.nparts; i++)
 	{
-		KafkaPart  *part = source.parts[i];
+		KafkaPart *part = source.parts[i];
 
 		if (part->lost)
 		{
@@ -231,12 +235,13 @@ upkeep(void)
 			return;
 	}
 	source_reached();
-	source.next_upkeep = GetCurrentTimestamp() + (source.missing_since == 0 ? UPKEEP_US : UPKEEP_MISSING_US);
+	source.next_upkeep =
+		GetCurrentTimestamp() + (source.missing_since == 0 ? UPKEEP_US : UPKEEP_MISSING_US);
 	if (source.assigned)
 		return;
 	for (int i = 0; i < source.nparts; i++)
 	{
-		KafkaPart  *part = source.parts[i];
+		KafkaPart *part = source.parts[i];
 
 		if (!part->verify && part->fetch_from < part->log.position)
 			part->fetch_from = part->log.position;
@@ -259,14 +264,16 @@ void
 consumer_kafka_loop(void)
 {
 	BatchRecord *records;
-	WishUnit	wish;
-	int64		seek_id = 0;
+	WishUnit wish;
+	int64 seek_id = 0;
 
-	source.context = AllocSetContextCreate(consumer.long_context, "evstream Kafka source", ALLOCSET_DEFAULT_SIZES);
+	source.context = AllocSetContextCreate(consumer.long_context, "evstream Kafka source",
+										   ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(source.context);
 	source.topics = setting_topics();
 	source.counts = palloc0(list_length(source.topics) * sizeof(int));
-	source.fetched = MemoryContextAllocHuge(source.context, setting_batch_size * sizeof(KafkaRecord));
+	source.fetched =
+		MemoryContextAllocHuge(source.context, setting_batch_size * sizeof(KafkaRecord));
 	records = MemoryContextAllocHuge(source.context, setting_batch_size * sizeof(BatchRecord));
 	MemoryContextSwitchTo(consumer.batch_context);
 
@@ -278,7 +285,7 @@ consumer_kafka_loop(void)
 
 	for (;;)
 	{
-		int			n = 0;
+		int n = 0;
 		TimestampTz now = GetCurrentTimestamp();
 
 		worker_check();
@@ -288,7 +295,8 @@ consumer_kafka_loop(void)
 		/* these do not need Kafka */
 		if (worker_self.index == 0 && !source.assigned)
 			(void) consumer_retries();
-		if (now >= source.next_upkeep || ((any_lost() || !source.assigned) && now >= source.next_look))
+		if (now >= source.next_upkeep ||
+			((any_lost() || !source.assigned) && now >= source.next_look))
 		{
 			upkeep();
 			show_lag();

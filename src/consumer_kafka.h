@@ -14,45 +14,44 @@
 #include "batch.h"
 #include "kafka.h"
 
-#define UNIX_EPOCH_OFFSET_US \
-	((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
+#define UNIX_EPOCH_OFFSET_US ((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
 
 /* A question to a broker holds up a SIGTERM for at most so long */
-#define ASK_MS				1000
-#define IDLE_MS				1000
+#define ASK_MS  1000
+#define IDLE_MS 1000
 
 /* A partition that this worker reads */
 typedef struct KafkaPart
 {
 	LogPartition log;
-	int64		fetch_from;		/* where fetching begins at the next assignment */
-	bool		verify;			/* the record at last_offset is to be compared */
-	bool		unsure;			/* there is no such record: others tell */
-	bool		lost;			/* position out of range: look again */
-	int64		end;			/* end offset as last known */
-	int64		last_timestamp_us;
+	int64 fetch_from; /* where fetching begins at the next assignment */
+	bool verify;      /* the record at last_offset is to be compared */
+	bool unsure;      /* there is no such record: others tell */
+	bool lost;        /* position out of range: look again */
+	int64 end;        /* end offset as last known */
+	int64 last_timestamp_us;
 } KafkaPart;
 
 typedef struct KafkaSource
 {
 	KafkaClient *client;
-	MemoryContext context;		/* of this client and its parts */
-	char		cluster[128];
-	List	   *topics;
-	int		   *counts;			/* partitions of each topic, -1 = unknown */
+	MemoryContext context; /* of this client and its parts */
+	char cluster[128];
+	List *topics;
+	int *counts; /* partitions of each topic, -1 = unknown */
 	KafkaPart **parts;
 	KafkaAssignment *assignment;
-	int			nparts;
-	bool		assigned;		/* the client fetches from where it should */
+	int nparts;
+	bool assigned; /* the client fetches from where it should */
 	KafkaRecord *fetched;
-	int			nfetched;
+	int nfetched;
 	TimestampTz next_upkeep;
-	TimestampTz next_look;		/* at partitions that are lost */
-	char		mark[KAFKA_MARK_SIZE];
-	int64		claim;
-	bool		foreign;		/* somebody else owns the group */
-	TimestampTz missing_since;	/* a topic is not there; 0 = all are */
-	bool		away;			/* the last question had no answer */
+	TimestampTz next_look; /* at partitions that are lost */
+	char mark[KAFKA_MARK_SIZE];
+	int64 claim;
+	bool foreign;              /* somebody else owns the group */
+	TimestampTz missing_since; /* a topic is not there; 0 = all are */
+	bool away;                 /* the last question had no answer */
 	TimestampTz away_since;
 } KafkaSource;
 
@@ -120,4 +119,4 @@ extern bool source_same_record(const KafkaRecord *kafka, int64 timestamp_ms, uin
 /* Begins the topic anew, and ends the process. */
 extern void source_made_again(const char *topic, int32 log_id) pg_attribute_noreturn();
 
-#endif							/* EVSTREAM_CONSUMER_KAFKA_H */
+#endif /* EVSTREAM_CONSUMER_KAFKA_H */

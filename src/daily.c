@@ -28,35 +28,35 @@
 #include "settings.h"
 #include "sql.h"
 
-#define AMOUNT_SCALE	10		/* EVENT_AMOUNT_FRACTION */
+#define AMOUNT_SCALE 10 /* EVENT_AMOUNT_FRACTION */
 
 /* A sum of amounts of at most 30 digits each, as an integer with 10 decimals */
-typedef int128 AmountSum;		/* the one of c.h, which palloc can align */
+typedef int128 AmountSum; /* the one of c.h, which palloc can align */
 
 typedef struct CountRow
 {
-	EventText	user_id;
-	EventText	event_type;
-	DateADT		day;
-	int64		count;
-	bool		has_amount;
-	AmountSum	amount;
+	EventText user_id;
+	EventText event_type;
+	DateADT day;
+	int64 count;
+	bool has_amount;
+	AmountSum amount;
 	TimestampTz first;
 	TimestampTz last;
-	bool		is_new_user;	/* the row did not exist before */
-	Oid			leaf;
+	bool is_new_user; /* the row did not exist before */
+	Oid leaf;
 } CountRow;
 
 typedef struct ItemRow
 {
-	EventText	user_id;
-	EventText	item_id;
-	DateADT		day;
-	int64		views;
-	int64		clicks;
-	int64		purchases;
-	int64		count;
-	Oid			leaf;
+	EventText user_id;
+	EventText item_id;
+	DateADT day;
+	int64 views;
+	int64 clicks;
+	int64 purchases;
+	int64 count;
+	Oid leaf;
 } ItemRow;
 
 /* ---- small things ---- */
@@ -65,7 +65,7 @@ typedef struct ItemRow
 static int
 text_cmp(EventText a, EventText b)
 {
-	int			cmp = memcmp(a.data, b.data, Min(a.len, b.len));
+	int cmp = memcmp(a.data, b.data, Min(a.len, b.len));
 
 	if (cmp != 0)
 		return cmp;
@@ -82,13 +82,13 @@ text_is(EventText a, const char *word)
 static AmountSum
 amount_of(EventText text)
 {
-	AmountSum	value = 0;
-	int			decimals = -1;
-	bool		negative = false;
+	AmountSum value = 0;
+	int decimals = -1;
+	bool negative = false;
 
 	for (size_t i = 0; i < text.len; i++)
 	{
-		char		c = text.data[i];
+		char c = text.data[i];
 
 		if (c == '-')
 			negative = true;
@@ -109,11 +109,11 @@ amount_of(EventText text)
 static Datum
 amount_datum(AmountSum sum)
 {
-	char		buf[64];
-	char	   *p = buf + sizeof(buf) - 1;
-	bool		negative = sum < 0;
-	int			digits = 0;
-	bool		trailing = true;
+	char buf[64];
+	char *p = buf + sizeof(buf) - 1;
+	bool negative = sum < 0;
+	int digits = 0;
+	bool trailing = true;
 
 	if (negative)
 		sum = -sum;
@@ -121,7 +121,7 @@ amount_datum(AmountSum sum)
 	/* from the last digit to the first, leaving out zeros behind the point */
 	while (sum != 0 || digits <= AMOUNT_SCALE)
 	{
-		int			digit = (int) (sum % 10);
+		int digit = (int) (sum % 10);
 
 		if (digits == AMOUNT_SCALE && *p != '\0')
 			*--p = '.';
@@ -134,7 +134,8 @@ amount_datum(AmountSum sum)
 	}
 	if (negative)
 		*--p = '-';
-	return DirectFunctionCall3(numeric_in, CStringGetDatum(p), ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1));
+	return DirectFunctionCall3(numeric_in, CStringGetDatum(p), ObjectIdGetDatum(InvalidOid),
+							   Int32GetDatum(-1));
 }
 
 static Datum
@@ -145,17 +146,17 @@ text_datum(EventText text)
 
 typedef struct Columns
 {
-	int			ncolumns;
-	int			nrows;
-	Datum	  **values;
-	bool	  **nulls;
-	Oid		   *types;			/* of the elements */
+	int ncolumns;
+	int nrows;
+	Datum **values;
+	bool **nulls;
+	Oid *types; /* of the elements */
 } Columns;
 
 static Columns *
 make_columns(int nrows, int ncolumns, const Oid *types)
 {
-	Columns    *columns = palloc(sizeof(Columns));
+	Columns *columns = palloc(sizeof(Columns));
 
 	columns->ncolumns = ncolumns;
 	columns->nrows = nrows;
@@ -195,22 +196,22 @@ array_type(Oid element)
 static void
 execute_columns(const char *sql, Columns *columns, int expected)
 {
-	Oid			types[10];
-	Datum		values[10];
-	int			n = columns->ncolumns;
+	Oid types[10];
+	Datum values[10];
+	int n = columns->ncolumns;
 
 	for (int i = 0; i < n; i++)
 	{
-		Oid			type = columns->types[i];
-		bool		fixed = type == INT8OID || type == TIMESTAMPTZOID;
-		int			dims[1] = {columns->nrows};
-		int			lbs[1] = {1};
+		Oid type = columns->types[i];
+		bool fixed = type == INT8OID || type == TIMESTAMPTZOID;
+		int dims[1] = {columns->nrows};
+		int lbs[1] = {1};
 
 		types[i] = array_type(type);
-		values[i] = PointerGetDatum(construct_md_array(columns->values[i], columns->nulls[i], 1, dims, lbs, type,
-													   fixed ? 8 : (type == DATEOID ? 4 : -1),
-													   fixed ? FLOAT8PASSBYVAL : type == DATEOID,
-													   fixed ? TYPALIGN_DOUBLE : TYPALIGN_INT));
+		values[i] = PointerGetDatum(construct_md_array(
+			columns->values[i], columns->nulls[i], 1, dims, lbs, type,
+			fixed ? 8 : (type == DATEOID ? 4 : -1), fixed ? FLOAT8PASSBYVAL : type == DATEOID,
+			fixed ? TYPALIGN_DOUBLE : TYPALIGN_INT));
 	}
 	sql_execute_kept(sql, n, types, values, NULL, false, expected);
 }
@@ -221,23 +222,23 @@ execute_columns(const char *sql, Columns *columns, int expected)
 typedef struct LeafMap
 {
 	PartitionStats stats;
-	int			nmonths;
-	int			allocated;
-	int		   *months;			/* year * 12 + month */
-	Oid		   *leaves;			/* of the months */
-	int			nleaves;
-	Oid		   *distinct;		/* leaves, sorted */
+	int nmonths;
+	int allocated;
+	int *months; /* year * 12 + month */
+	Oid *leaves; /* of the months */
+	int nleaves;
+	Oid *distinct; /* leaves, sorted */
 } LeafMap;
 
 static Oid
 leaf_of(LeafMap *map, DateADT day)
 {
-	int			year;
-	int			month;
-	int			mday;
-	int			key;
-	Oid			leaf;
-	int			i;
+	int year;
+	int month;
+	int mday;
+	int key;
+	Oid leaf;
+	int i;
 
 	j2date(day + POSTGRES_EPOCH_JDATE, &year, &month, &mday);
 	key = year * 12 + month;
@@ -248,14 +249,14 @@ leaf_of(LeafMap *map, DateADT day)
 	if (map->nmonths == map->allocated)
 	{
 		map->allocated = map->allocated == 0 ? 16 : map->allocated * 2;
-		map->months = map->months == NULL ? palloc(map->allocated * sizeof(int)) :
-			repalloc(map->months, map->allocated * sizeof(int));
-		map->leaves = map->leaves == NULL ? palloc(map->allocated * sizeof(Oid)) :
-			repalloc(map->leaves, map->allocated * sizeof(Oid));
-		map->distinct = map->distinct == NULL ? palloc(map->allocated * sizeof(Oid)) :
-			repalloc(map->distinct, map->allocated * sizeof(Oid));
+		map->months = map->months == NULL ? palloc(map->allocated * sizeof(int))
+										  : repalloc(map->months, map->allocated * sizeof(int));
+		map->leaves = map->leaves == NULL ? palloc(map->allocated * sizeof(Oid))
+										  : repalloc(map->leaves, map->allocated * sizeof(Oid));
+		map->distinct = map->distinct == NULL
+							? palloc(map->allocated * sizeof(Oid))
+							: repalloc(map->distinct, map->allocated * sizeof(Oid));
 	}
-
 
 	/*
 	 * With the lock on the leaf it stays the right one: a new leaf cannot be
@@ -283,7 +284,7 @@ leaf_of(LeafMap *map, DateADT day)
 static char *
 leaf_name(Oid leaf)
 {
-	char	   *name = get_rel_name(leaf);
+	char *name = get_rel_name(leaf);
 
 	if (name == NULL)
 		elog(ERROR, "cache lookup failed for relation %u", leaf);
@@ -297,7 +298,7 @@ record_by_count_key(const void *a, const void *b)
 {
 	const BatchRecord *left = *(BatchRecord *const *) a;
 	const BatchRecord *right = *(BatchRecord *const *) b;
-	int			cmp = text_cmp(left->event.user_id, right->event.user_id);
+	int cmp = text_cmp(left->event.user_id, right->event.user_id);
 
 	if (cmp == 0 && left->day != right->day)
 		cmp = left->day < right->day ? -1 : 1;
@@ -309,12 +310,12 @@ record_by_count_key(const void *a, const void *b)
 static int
 add_up_counts(const BatchRecord **records, int nrecords, CountRow *rows)
 {
-	int			n = 0;
+	int n = 0;
 
 	for (int i = 0; i < nrecords; i++)
 	{
 		const BatchRecord *record = records[i];
-		CountRow   *row;
+		CountRow *row;
 
 		if (i == 0 || record_by_count_key(&records[i - 1], &records[i]) != 0)
 		{
@@ -341,8 +342,9 @@ add_up_counts(const BatchRecord **records, int nrecords, CountRow *rows)
 static void
 write_leaf_counts(CountRow **rows, int nrows, Oid leaf)
 {
-	static const Oid types[] = {TEXTOID, DATEOID, TEXTOID, INT8OID, NUMERICOID, TIMESTAMPTZOID, TIMESTAMPTZOID};
-	Columns    *columns = make_columns(nrows, lengthof(types), types);
+	static const Oid types[] = {TEXTOID,    DATEOID,        TEXTOID,       INT8OID,
+								NUMERICOID, TIMESTAMPTZOID, TIMESTAMPTZOID};
+	Columns *columns = make_columns(nrows, lengthof(types), types);
 
 	for (int i = 0; i < nrows; i++)
 	{
@@ -357,20 +359,23 @@ write_leaf_counts(CountRow **rows, int nrows, Oid leaf)
 		columns->values[5][i] = TimestampTzGetDatum(row->first);
 		columns->values[6][i] = TimestampTzGetDatum(row->last);
 	}
-	execute_columns(psprintf("INSERT INTO %s AS d"
-							 " (user_id, day, event_type, event_count, amount_total, first_event_at, last_event_at, updated_at)"
-							 " SELECT u, y, t, n, a, f, l, pg_catalog.now()"
-							 " FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"
-							 "   pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7))"
-							 "   AS r (u, y, t, n, a, f, l)"
-							 " ON CONFLICT (user_id, day, event_type) DO UPDATE SET"
-							 " event_count = d.event_count + EXCLUDED.event_count,"
-							 " amount_total = COALESCE(d.amount_total + EXCLUDED.amount_total, d.amount_total, EXCLUDED.amount_total),"
-							 " first_event_at = LEAST(d.first_event_at, EXCLUDED.first_event_at),"
-							 " last_event_at = GREATEST(d.last_event_at, EXCLUDED.last_event_at),"
-							 " updated_at = EXCLUDED.updated_at"
-							 " RETURNING event_count", leaf_name(leaf)),
-					columns, SPI_OK_INSERT_RETURNING);
+	execute_columns(
+		psprintf(
+			"INSERT INTO %s AS d"
+			" (user_id, day, event_type, event_count, amount_total, first_event_at, last_event_at, updated_at)"
+			" SELECT u, y, t, n, a, f, l, pg_catalog.now()"
+			" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"
+			"   pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7))"
+			"   AS r (u, y, t, n, a, f, l)"
+			" ON CONFLICT (user_id, day, event_type) DO UPDATE SET"
+			" event_count = d.event_count + EXCLUDED.event_count,"
+			" amount_total = COALESCE(d.amount_total + EXCLUDED.amount_total, d.amount_total, EXCLUDED.amount_total),"
+			" first_event_at = LEAST(d.first_event_at, EXCLUDED.first_event_at),"
+			" last_event_at = GREATEST(d.last_event_at, EXCLUDED.last_event_at),"
+			" updated_at = EXCLUDED.updated_at"
+			" RETURNING event_count",
+			leaf_name(leaf)),
+		columns, SPI_OK_INSERT_RETURNING);
 
 	/*
 	 * Rows come back as they went in.  One that had been there counts more
@@ -380,8 +385,8 @@ write_leaf_counts(CountRow **rows, int nrows, Oid leaf)
 		elog(ERROR, "unexpected number of rows in evstream.daily_counts");
 	for (int i = 0; i < nrows; i++)
 	{
-		bool		isnull;
-		Datum		count = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+		bool isnull;
+		Datum count = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
 
 		rows[i]->is_new_user = DatumGetInt64(count) == rows[i]->count;
 	}
@@ -391,14 +396,14 @@ write_leaf_counts(CountRow **rows, int nrows, Oid leaf)
 static void
 write_counts(CountRow *rows, int nrows)
 {
-	LeafMap		map = {.stats = PARTITION_COUNTS};
-	CountRow  **chosen = palloc(nrows * sizeof(CountRow *));
+	LeafMap map = {.stats = PARTITION_COUNTS};
+	CountRow **chosen = palloc(nrows * sizeof(CountRow *));
 
 	for (int i = 0; i < nrows; i++)
 		rows[i].leaf = leaf_of(&map, rows[i].day);
 	for (int l = 0; l < map.nleaves; l++)
 	{
-		int			n = 0;
+		int n = 0;
 
 		for (int i = 0; i < nrows; i++)
 			if (rows[i].leaf == map.distinct[l])
@@ -424,20 +429,20 @@ static void
 write_totals(CountRow *rows, int nrows, int writer)
 {
 	static const Oid types[] = {DATEOID, TEXTOID, INT8OID, INT8OID, NUMERICOID};
-	Columns    *columns = make_columns(nrows, lengthof(types), types);
-	CountRow  **sorted = palloc(nrows * sizeof(CountRow *));
-	int			n = 0;
+	Columns *columns = make_columns(nrows, lengthof(types), types);
+	CountRow **sorted = palloc(nrows * sizeof(CountRow *));
+	int n = 0;
 
 	for (int i = 0; i < nrows; i++)
 		sorted[i] = &rows[i];
 	qsort(sorted, nrows, sizeof(CountRow *), row_by_total_key);
 	for (int i = 0; i < nrows;)
 	{
-		CountRow   *first = sorted[i];
-		int64		count = 0;
-		int64		users = 0;
-		bool		has_amount = false;
-		AmountSum	amount = 0;
+		CountRow *first = sorted[i];
+		int64 count = 0;
+		int64 users = 0;
+		bool has_amount = false;
+		AmountSum amount = 0;
 
 		for (; i < nrows && row_by_total_key(&sorted[i], &first) == 0; i++)
 		{
@@ -455,17 +460,20 @@ write_totals(CountRow *rows, int nrows, int writer)
 		n++;
 	}
 	columns->nrows = n;
-	execute_columns(psprintf("INSERT INTO evstream.daily_totals AS d"
-							 " (day, event_type, writer, event_count, user_count, amount_total, updated_at)"
-							 " SELECT y, t, %d, n, u, a, pg_catalog.now()"
-							 " FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"
-							 "   pg_catalog.unnest($4), pg_catalog.unnest($5)) AS r (y, t, n, u, a)"
-							 " ON CONFLICT (day, event_type, writer) DO UPDATE SET"
-							 " event_count = d.event_count + EXCLUDED.event_count,"
-							 " user_count = d.user_count + EXCLUDED.user_count,"
-							 " amount_total = COALESCE(d.amount_total + EXCLUDED.amount_total, d.amount_total, EXCLUDED.amount_total),"
-							 " updated_at = EXCLUDED.updated_at", writer),
-					columns, SPI_OK_INSERT);
+	execute_columns(
+		psprintf(
+			"INSERT INTO evstream.daily_totals AS d"
+			" (day, event_type, writer, event_count, user_count, amount_total, updated_at)"
+			" SELECT y, t, %d, n, u, a, pg_catalog.now()"
+			" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"
+			"   pg_catalog.unnest($4), pg_catalog.unnest($5)) AS r (y, t, n, u, a)"
+			" ON CONFLICT (day, event_type, writer) DO UPDATE SET"
+			" event_count = d.event_count + EXCLUDED.event_count,"
+			" user_count = d.user_count + EXCLUDED.user_count,"
+			" amount_total = COALESCE(d.amount_total + EXCLUDED.amount_total, d.amount_total, EXCLUDED.amount_total),"
+			" updated_at = EXCLUDED.updated_at",
+			writer),
+		columns, SPI_OK_INSERT);
 }
 
 /* ---- counts by user, item and day ---- */
@@ -475,7 +483,7 @@ record_by_item_key(const void *a, const void *b)
 {
 	const BatchRecord *left = *(BatchRecord *const *) a;
 	const BatchRecord *right = *(BatchRecord *const *) b;
-	int			cmp = text_cmp(left->event.user_id, right->event.user_id);
+	int cmp = text_cmp(left->event.user_id, right->event.user_id);
 
 	if (cmp == 0)
 		cmp = text_cmp(left->event.item_id, right->event.item_id);
@@ -488,8 +496,8 @@ static void
 write_leaf_items(const ItemRow *rows, int nrows, Oid leaf)
 {
 	static const Oid types[] = {TEXTOID, TEXTOID, DATEOID, INT8OID, INT8OID, INT8OID, INT8OID};
-	Columns    *columns = make_columns(nrows, lengthof(types), types);
-	int			n = 0;
+	Columns *columns = make_columns(nrows, lengthof(types), types);
+	int n = 0;
 
 	for (int i = 0; i < nrows; i++)
 	{
@@ -505,33 +513,36 @@ write_leaf_items(const ItemRow *rows, int nrows, Oid leaf)
 		n++;
 	}
 	columns->nrows = n;
-	execute_columns(psprintf("INSERT INTO %s AS d"
-							 " (user_id, item_id, day, view_count, click_count, purchase_count, event_count, updated_at)"
-							 " SELECT u, i, y, v, c, p, n, pg_catalog.now()"
-							 " FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"
-							 "   pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7))"
-							 "   AS r (u, i, y, v, c, p, n)"
-							 " ON CONFLICT (user_id, item_id, day) DO UPDATE SET"
-							 " view_count = d.view_count + EXCLUDED.view_count,"
-							 " click_count = d.click_count + EXCLUDED.click_count,"
-							 " purchase_count = d.purchase_count + EXCLUDED.purchase_count,"
-							 " event_count = d.event_count + EXCLUDED.event_count,"
-							 " updated_at = EXCLUDED.updated_at", leaf_name(leaf)),
-					columns, SPI_OK_INSERT);
+	execute_columns(
+		psprintf(
+			"INSERT INTO %s AS d"
+			" (user_id, item_id, day, view_count, click_count, purchase_count, event_count, updated_at)"
+			" SELECT u, i, y, v, c, p, n, pg_catalog.now()"
+			" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"
+			"   pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7))"
+			"   AS r (u, i, y, v, c, p, n)"
+			" ON CONFLICT (user_id, item_id, day) DO UPDATE SET"
+			" view_count = d.view_count + EXCLUDED.view_count,"
+			" click_count = d.click_count + EXCLUDED.click_count,"
+			" purchase_count = d.purchase_count + EXCLUDED.purchase_count,"
+			" event_count = d.event_count + EXCLUDED.event_count,"
+			" updated_at = EXCLUDED.updated_at",
+			leaf_name(leaf)),
+		columns, SPI_OK_INSERT);
 }
 
 static void
 write_items(const BatchRecord **records, int nrecords)
 {
-	LeafMap		map = {.stats = PARTITION_ITEMS};
-	ItemRow    *rows = palloc(nrecords * sizeof(ItemRow));
-	int			n = 0;
+	LeafMap map = {.stats = PARTITION_ITEMS};
+	ItemRow *rows = palloc(nrecords * sizeof(ItemRow));
+	int n = 0;
 
 	qsort(records, nrecords, sizeof(BatchRecord *), record_by_item_key);
 	for (int i = 0; i < nrecords; i++)
 	{
 		const Event *event = &records[i]->event;
-		ItemRow    *row;
+		ItemRow *row;
 
 		if (i == 0 || record_by_item_key(&records[i - 1], &records[i]) != 0)
 		{
@@ -561,9 +572,9 @@ void
 daily_add(const Batch *batch)
 {
 	const BatchRecord **records = palloc(Max(1, batch->nrecords) * sizeof(BatchRecord *));
-	CountRow   *rows;
-	int			n = 0;
-	int			nrows;
+	CountRow *rows;
+	int n = 0;
+	int nrows;
 
 	for (int i = 0; i < batch->nrecords; i++)
 		if (batch_is_new(&batch->records[i]))
@@ -578,7 +589,7 @@ daily_add(const Batch *batch)
 
 	if (setting_item_stats)
 	{
-		int			nitems = 0;
+		int nitems = 0;
 
 		for (int i = 0; i < n; i++)
 			if (records[i]->event.item_id.data != NULL)

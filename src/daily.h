@@ -18,4 +18,4 @@
  */
 extern void daily_add(const Batch *batch);
 
-#endif							/* EVSTREAM_DAILY_H */
+#endif /* EVSTREAM_DAILY_H */

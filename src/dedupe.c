@@ -28,18 +28,18 @@
 #include "sql.h"
 
 /* About 2 M ids: 48 bytes a row and 4 for its pointer */
-#define SEGMENT_PAGES		13000
-#define SEGMENT_IDS			2000000
+#define SEGMENT_PAGES 13000
+#define SEGMENT_IDS   2000000
 
 /* Memory of one filter; 4 MB give 2 M ids under 1 % of false hits */
-#define FILTER_KB			4096
-#define FETCH_IDS			10000
+#define FILTER_KB 4096
+#define FETCH_IDS 10000
 
 /* A closed segment as this process knows it */
 typedef struct Segment
 {
-	int32		segment_id;
-	bool		seen;
+	int32 segment_id;
+	bool seen;
 	MemoryContext context;
 	bloom_filter *filter;
 	struct Segment *next;
@@ -50,7 +50,7 @@ static Segment *closed_segments = NULL;
 static Oid
 segment_relid(int32 segment_id)
 {
-	char		name[NAMEDATALEN];
+	char name[NAMEDATALEN];
 
 	snprintf(name, sizeof(name), "ids_%d", segment_id);
 	return get_relname_relid(name, get_namespace_oid("evstream", false));
@@ -60,12 +60,13 @@ segment_relid(int32 segment_id)
 static void
 create_segment(void)
 {
-	int32		segment_id;
-	char	   *sql;
+	int32 segment_id;
+	char *sql;
 
-	sql_execute("INSERT INTO evstream.id_segments (segment_id)"
-			" SELECT COALESCE(max(segment_id), 0) + 1 FROM evstream.id_segments RETURNING segment_id",
-			0, NULL, NULL, NULL, SPI_OK_INSERT_RETURNING);
+	sql_execute(
+		"INSERT INTO evstream.id_segments (segment_id)"
+		" SELECT COALESCE(max(segment_id), 0) + 1 FROM evstream.id_segments RETURNING segment_id",
+		0, NULL, NULL, NULL, SPI_OK_INSERT_RETURNING);
 	segment_id = DatumGetInt32(sql_column(0, 1, NULL));
 	sql = psprintf("CREATE TABLE evstream.ids_%d (LIKE evstream.ids);"
 				   "CREATE UNIQUE INDEX ids_%d_event_id_idx ON evstream.ids_%d (event_id);"
@@ -78,8 +79,9 @@ create_segment(void)
 static int32
 open_segment(void)
 {
-	if (sql_execute_kept("SELECT segment_id FROM evstream.id_segments WHERE closed_at IS NULL ORDER BY segment_id DESC LIMIT 1",
-						 0, NULL, NULL, NULL, false, SPI_OK_SELECT) == 0)
+	if (sql_execute_kept(
+			"SELECT segment_id FROM evstream.id_segments WHERE closed_at IS NULL ORDER BY segment_id DESC LIMIT 1",
+			0, NULL, NULL, NULL, false, SPI_OK_SELECT) == 0)
 		return 0;
 	return DatumGetInt32(sql_column(0, 1, NULL));
 }
@@ -94,12 +96,13 @@ lock_open_segment(void)
 {
 	for (;;)
 	{
-		int32		segment_id = open_segment();
-		Oid			relid;
+		int32 segment_id = open_segment();
+		Oid relid;
 
 		if (segment_id == 0)
 		{
-			sql_execute("LOCK TABLE evstream.id_segments IN SHARE ROW EXCLUSIVE MODE", 0, NULL, NULL, NULL, SPI_OK_UTILITY);
+			sql_execute("LOCK TABLE evstream.id_segments IN SHARE ROW EXCLUSIVE MODE", 0, NULL,
+						NULL, NULL, SPI_OK_UTILITY);
 			if (open_segment() == 0)
 				create_segment();
 			continue;
@@ -117,8 +120,8 @@ lock_open_segment(void)
 static void
 load_filter(Segment *segment)
 {
-	char	   *sql = psprintf("SELECT event_id FROM evstream.ids_%d", segment->segment_id);
-	Portal		portal;
+	char *sql = psprintf("SELECT event_id FROM evstream.ids_%d", segment->segment_id);
+	Portal portal;
 	MemoryContext old = MemoryContextSwitchTo(segment->context);
 
 	segment->filter = bloom_create(SEGMENT_IDS, FILTER_KB, (uint64) segment->segment_id);
@@ -132,7 +135,8 @@ load_filter(Segment *segment)
 		if (SPI_processed == 0)
 			break;
 		for (uint64 i = 0; i < SPI_processed; i++)
-			bloom_add_element(segment->filter, DatumGetUUIDP(sql_column(i, 1, NULL))->data, UUID_LEN);
+			bloom_add_element(segment->filter, DatumGetUUIDP(sql_column(i, 1, NULL))->data,
+							  UUID_LEN);
 		SPI_freetuptable(SPI_tuptable);
 	}
 	SPI_cursor_close(portal);
@@ -143,10 +147,11 @@ load_filter(Segment *segment)
 static void
 sync_closed_segments(void)
 {
-	uint64		n = sql_execute_kept("SELECT segment_id FROM evstream.id_segments WHERE closed_at IS NOT NULL ORDER BY segment_id",
-									 0, NULL, NULL, NULL, false, SPI_OK_SELECT);
-	int32	   *numbers = palloc(Max(1, n) * sizeof(int32));
-	Segment   **link = &closed_segments;
+	uint64 n = sql_execute_kept(
+		"SELECT segment_id FROM evstream.id_segments WHERE closed_at IS NOT NULL ORDER BY segment_id",
+		0, NULL, NULL, NULL, false, SPI_OK_SELECT);
+	int32 *numbers = palloc(Max(1, n) * sizeof(int32));
+	Segment **link = &closed_segments;
 
 	for (uint64 i = 0; i < n; i++)
 		numbers[i] = DatumGetInt32(sql_column(i, 1, NULL));
@@ -159,7 +164,7 @@ sync_closed_segments(void)
 	}
 	while (*link != NULL)
 	{
-		Segment    *segment = *link;
+		Segment *segment = *link;
 
 		if (segment->seen)
 			link = &segment->next;
@@ -171,9 +176,9 @@ sync_closed_segments(void)
 	}
 	for (uint64 i = 0; i < n; i++)
 	{
-		bool		known = false;
+		bool known = false;
 		MemoryContext context;
-		Segment    *segment;
+		Segment *segment;
 
 		for (segment = closed_segments; segment != NULL; segment = segment->next)
 			if (segment->segment_id == numbers[i])
@@ -181,7 +186,8 @@ sync_closed_segments(void)
 		if (known)
 			continue;
 		/* linked only when it is complete: an error in between leaves nothing behind */
-		context = AllocSetContextCreate(CurrentMemoryContext, "evstream id segment", ALLOCSET_SMALL_SIZES);
+		context = AllocSetContextCreate(CurrentMemoryContext, "evstream id segment",
+										ALLOCSET_SMALL_SIZES);
 		segment = MemoryContextAllocZero(context, sizeof(Segment));
 		segment->segment_id = numbers[i];
 		segment->context = context;
@@ -196,8 +202,8 @@ sync_closed_segments(void)
 static Datum
 uuid_array(const pg_uuid_t *ids, int n)
 {
-	Datum	   *elements = palloc(Max(1, n) * sizeof(Datum));
-	Datum		result;
+	Datum *elements = palloc(Max(1, n) * sizeof(Datum));
+	Datum result;
 
 	for (int i = 0; i < n; i++)
 		elements[i] = UUIDPGetDatum(&ids[i]);
@@ -224,13 +230,13 @@ set_found(const pg_uuid_t *ids, int nids, const pg_uuid_t *id, bool *flags, bool
 void
 dedupe_ids(const pg_uuid_t *ids, int nids, bool *is_new)
 {
-	int32		current = lock_open_segment();
-	pg_uuid_t  *hits = palloc(nids * sizeof(pg_uuid_t));
-	int			nfresh = 0;
-	Oid			types[1] = {UUIDARRAYOID};
-	Datum		values[1];
-	char	   *sql;
-	uint64		ninserted;
+	int32 current = lock_open_segment();
+	pg_uuid_t *hits = palloc(nids * sizeof(pg_uuid_t));
+	int nfresh = 0;
+	Oid types[1] = {UUIDARRAYOID};
+	Datum values[1];
+	char *sql;
+	uint64 ninserted;
 
 	for (int i = 0; i < nids; i++)
 		is_new[i] = true;
@@ -238,14 +244,16 @@ dedupe_ids(const pg_uuid_t *ids, int nids, bool *is_new)
 	sync_closed_segments();
 	for (Segment *segment = closed_segments; segment != NULL; segment = segment->next)
 	{
-		int			nhits = 0;
+		int nhits = 0;
 
 		for (int i = 0; i < nids; i++)
-			if (is_new[i] && !bloom_lacks_element(segment->filter, (unsigned char *) ids[i].data, UUID_LEN))
+			if (is_new[i] &&
+				!bloom_lacks_element(segment->filter, (unsigned char *) ids[i].data, UUID_LEN))
 				hits[nhits++] = ids[i];
 		if (nhits == 0)
 			continue;
-		sql = psprintf("SELECT event_id FROM evstream.ids_%d WHERE event_id = ANY ($1)", segment->segment_id);
+		sql = psprintf("SELECT event_id FROM evstream.ids_%d WHERE event_id = ANY ($1)",
+					   segment->segment_id);
 		values[0] = uuid_array(hits, nhits);
 		sql_execute(sql, 1, types, values, NULL, SPI_OK_SELECT);
 		for (uint64 i = 0; i < SPI_processed; i++)
@@ -257,9 +265,10 @@ dedupe_ids(const pg_uuid_t *ids, int nids, bool *is_new)
 			hits[nfresh++] = ids[i];
 	if (nfresh == 0)
 		return;
-	sql = psprintf("INSERT INTO evstream.ids_%d (segment_id, event_id)"
-				   " SELECT %d, i FROM pg_catalog.unnest($1) AS i ON CONFLICT (event_id) DO NOTHING RETURNING event_id",
-				   current, current);
+	sql = psprintf(
+		"INSERT INTO evstream.ids_%d (segment_id, event_id)"
+		" SELECT %d, i FROM pg_catalog.unnest($1) AS i ON CONFLICT (event_id) DO NOTHING RETURNING event_id",
+		current, current);
 	values[0] = uuid_array(hits, nfresh);
 	ninserted = sql_execute_kept(sql, 1, types, values, NULL, false, SPI_OK_INSERT_RETURNING);
 	if (ninserted == nfresh)
@@ -272,28 +281,32 @@ dedupe_ids(const pg_uuid_t *ids, int nids, bool *is_new)
 void
 dedupe_rotate(void *unused)
 {
-	int32		segment_id = open_segment();
-	Oid			relid;
-	char	   *sql;
+	int32 segment_id = open_segment();
+	Oid relid;
+	char *sql;
 
 	if (segment_id == 0)
 		return;
-	sql = psprintf("SELECT pg_catalog.pg_relation_size('evstream.ids_%d') / pg_catalog.current_setting('block_size')::bigint > %d"
-				   " OR (pg_catalog.pg_relation_size('evstream.ids_%d') > 0"
-				   " AND (s.created_at AT TIME ZONE 'UTC')::date < (pg_catalog.now() AT TIME ZONE 'UTC')::date)"
-				   " FROM evstream.id_segments s WHERE s.segment_id = %d",
-				   segment_id, SEGMENT_PAGES, segment_id, segment_id);
-	if (sql_execute(sql, 0, NULL, NULL, NULL, SPI_OK_SELECT) == 0 || !DatumGetBool(sql_column(0, 1, NULL)))
+	sql = psprintf(
+		"SELECT pg_catalog.pg_relation_size('evstream.ids_%d') / pg_catalog.current_setting('block_size')::bigint > %d"
+		" OR (pg_catalog.pg_relation_size('evstream.ids_%d') > 0"
+		" AND (s.created_at AT TIME ZONE 'UTC')::date < (pg_catalog.now() AT TIME ZONE 'UTC')::date)"
+		" FROM evstream.id_segments s WHERE s.segment_id = %d",
+		segment_id, SEGMENT_PAGES, segment_id, segment_id);
+	if (sql_execute(sql, 0, NULL, NULL, NULL, SPI_OK_SELECT) == 0 ||
+		!DatumGetBool(sql_column(0, 1, NULL)))
 		return;
 
-	sql_execute("LOCK TABLE evstream.id_segments IN SHARE ROW EXCLUSIVE MODE", 0, NULL, NULL, NULL, SPI_OK_UTILITY);
+	sql_execute("LOCK TABLE evstream.id_segments IN SHARE ROW EXCLUSIVE MODE", 0, NULL, NULL, NULL,
+				SPI_OK_UTILITY);
 	relid = segment_relid(segment_id);
 	LockRelationOid(relid, ShareLock);
 	if (open_segment() != segment_id)
 		return;
-	sql = psprintf("UPDATE evstream.id_segments SET closed_at = pg_catalog.clock_timestamp(),"
-				   " last_day = (pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date WHERE segment_id = %d",
-				   segment_id);
+	sql = psprintf(
+		"UPDATE evstream.id_segments SET closed_at = pg_catalog.clock_timestamp(),"
+		" last_day = (pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date WHERE segment_id = %d",
+		segment_id);
 	sql_execute(sql, 0, NULL, NULL, NULL, SPI_OK_UPDATE);
 	create_segment();
 }

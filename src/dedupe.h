@@ -22,4 +22,4 @@ extern void dedupe_ids(const pg_uuid_t *ids, int nids, bool *is_new);
 /* Closes the present segment if it is full or of an earlier day; a unit of work. */
 extern void dedupe_rotate(void *unused);
 
-#endif							/* EVSTREAM_DEDUPE_H */
+#endif /* EVSTREAM_DEDUPE_H */

@@ -19,26 +19,43 @@
 /* ------------------------------------------------------------ known names */
 
 /* Each field's names, the first present one wins; fields are ranges. */
-static const char *const names[] = {
-	"user_id", "userId", "distinct_id", "anonymousId",
-	"event_type", "eventType", "activity_type", "action", "event", "type",
-	"event_id", "eventId", "message_id", "messageId", "uuid",
-	"idempotency_key",
-	"occurred_at", "timestamp", "originalTimestamp", "event_time", "ts",
-	"created_at",
-	"item_id", "itemId", "product_id",
-	"amount",
-	"user_tier", "userTier",
-	"traceparent",
-	"properties"
-};
+static const char *const names[] = {"user_id",
+									"userId",
+									"distinct_id",
+									"anonymousId",
+									"event_type",
+									"eventType",
+									"activity_type",
+									"action",
+									"event",
+									"type",
+									"event_id",
+									"eventId",
+									"message_id",
+									"messageId",
+									"uuid",
+									"idempotency_key",
+									"occurred_at",
+									"timestamp",
+									"originalTimestamp",
+									"event_time",
+									"ts",
+									"created_at",
+									"item_id",
+									"itemId",
+									"product_id",
+									"amount",
+									"user_tier",
+									"userTier",
+									"traceparent",
+									"properties"};
 
 #define N_NAMES ((int) (sizeof(names) / sizeof(names[0])))
 
 typedef struct Field
 {
-	int			first;			/* index into names */
-	int			last;
+	int first; /* index into names */
+	int last;
 } Field;
 
 static const Field USER_ID = {0, 3};
@@ -54,31 +71,30 @@ static const Field TRACEPARENT = {28, 28};
 
 /* The names that also count inside properties. */
 #define INNER_FIRST 22
-#define INNER_LAST	27
+#define INNER_LAST  27
 
-#define NO_NAME		(-1)
+#define NO_NAME      (-1)
 #define NAME_LEN_MAX 17
 
 /* Indexes into names by length, each list ended by NO_NAME. */
-static const signed char names_by_len[NAME_LEN_MAX + 1][7] = {
-	{NO_NAME}, {NO_NAME},
-	{20, NO_NAME},
-	{NO_NAME},
-	{9, 14, NO_NAME},
-	{8, NO_NAME},
-	{7, 25, 1, 23, NO_NAME},
-	{0, 22, 11, NO_NAME},
-	{10, 27, NO_NAME},
-	{17, 26, 5, 13, NO_NAME},
-	{29, 4, 24, 21, 19, 12, NO_NAME},
-	{16, 28, 2, 3, NO_NAME},
-	{NO_NAME},
-	{6, NO_NAME},
-	{NO_NAME},
-	{15, NO_NAME},
-	{NO_NAME},
-	{18, NO_NAME}
-};
+static const signed char names_by_len[NAME_LEN_MAX + 1][7] = {{NO_NAME},
+															  {NO_NAME},
+															  {20, NO_NAME},
+															  {NO_NAME},
+															  {9, 14, NO_NAME},
+															  {8, NO_NAME},
+															  {7, 25, 1, 23, NO_NAME},
+															  {0, 22, 11, NO_NAME},
+															  {10, 27, NO_NAME},
+															  {17, 26, 5, 13, NO_NAME},
+															  {29, 4, 24, 21, 19, 12, NO_NAME},
+															  {16, 28, 2, 3, NO_NAME},
+															  {NO_NAME},
+															  {6, NO_NAME},
+															  {NO_NAME},
+															  {15, NO_NAME},
+															  {NO_NAME},
+															  {18, NO_NAME}};
 
 static int
 find_name(const char *text, size_t len)
@@ -103,8 +119,8 @@ find_name(const char *text, size_t len)
 static int
 key_name(const JsonValue *key)
 {
-	char		buf[NAME_LEN_MAX * 6];
-	size_t		len = key->len - 2;
+	char buf[NAME_LEN_MAX * 6];
+	size_t len = key->len - 2;
 
 	if (!key->escaped)
 		return find_name(key->data + 1, len);
@@ -119,29 +135,29 @@ key_name(const JsonValue *key)
 /* A member of the top-level object. */
 typedef struct Member
 {
-	const char *key;			/* its opening quote */
-	JsonValue	value;
-	int			name;			/* index into names, or NO_NAME */
-	bool		column;			/* its value went into a column */
+	const char *key; /* its opening quote */
+	JsonValue value;
+	int name;    /* index into names, or NO_NAME */
+	bool column; /* its value went into a column */
 } Member;
 
 #define FIRST_MEMBERS 32
 
 typedef struct Parse
 {
-	JsonScan	scan;
+	JsonScan scan;
 	const EventLimits *limits;
 	EventArena *arena;
-	Event	   *event;
-	char	   *detail;
+	Event *event;
+	char *detail;
 
-	Member	   *members;
-	int			n_members;
-	int			room;			/* for members */
-	int			last[N_NAMES];	/* the member that counts, or -1 */
-	JsonValue	inner[INNER_LAST - INNER_FIRST + 1];	/* JSON_NONE: absent */
+	Member *members;
+	int n_members;
+	int room;                                      /* for members */
+	int last[N_NAMES];                             /* the member that counts, or -1 */
+	JsonValue inner[INNER_LAST - INNER_FIRST + 1]; /* JSON_NONE: absent */
 
-	Member		first_members[FIRST_MEMBERS];
+	Member first_members[FIRST_MEMBERS];
 } Parse;
 
 static EventReason
@@ -172,18 +188,18 @@ no_memory(Parse *parse)
 static EventReason
 refuse_scan(Parse *parse)
 {
-	JsonScan   *scan = &parse->scan;
+	JsonScan *scan = &parse->scan;
 
 	if (scan->error == JSON_TOO_DEEP)
 	{
 		if (parse->detail != NULL)
-			snprintf(parse->detail, EVENT_DETAIL_SIZE,
-					 "the JSON is nested deeper than %d", scan->max_depth);
+			snprintf(parse->detail, EVENT_DETAIL_SIZE, "the JSON is nested deeper than %d",
+					 scan->max_depth);
 		return EVENT_TOO_LARGE;
 	}
 	if (parse->detail != NULL)
-		snprintf(parse->detail, EVENT_DETAIL_SIZE, "%s, at byte %zu",
-				 scan->message, (size_t) (scan->pos - scan->start) + 1);
+		snprintf(parse->detail, EVENT_DETAIL_SIZE, "%s, at byte %zu", scan->message,
+				 (size_t) (scan->pos - scan->start) + 1);
 	return EVENT_NOT_JSON;
 }
 
@@ -192,16 +208,14 @@ add_member(Parse *parse)
 {
 	if (parse->n_members == parse->room)
 	{
-		Member	   *members;
+		Member *members;
 
 		if (parse->room > INT32_MAX / 2 / (int) sizeof(Member))
 			return NULL;
-		members = event_arena_alloc(parse->arena,
-									2 * sizeof(Member) * (size_t) parse->room);
+		members = event_arena_alloc(parse->arena, 2 * sizeof(Member) * (size_t) parse->room);
 		if (members == NULL)
 			return NULL;
-		memcpy(members, parse->members,
-			   sizeof(Member) * (size_t) parse->n_members);
+		memcpy(members, parse->members, sizeof(Member) * (size_t) parse->n_members);
 		parse->members = members;
 		parse->room *= 2;
 	}
@@ -215,10 +229,10 @@ add_member(Parse *parse)
 static bool
 scan_properties(Parse *parse, JsonValue *value)
 {
-	JsonScan   *scan = &parse->scan;
-	JsonValue	key;
-	JsonValue	member;
-	bool		first = true;
+	JsonScan *scan = &parse->scan;
+	JsonValue key;
+	JsonValue member;
+	bool first = true;
 
 	value->data = scan->pos;
 	value->type = JSON_OBJECT;
@@ -228,7 +242,7 @@ scan_properties(Parse *parse, JsonValue *value)
 		return false;
 	while (event_json_member(scan, &first, &key))
 	{
-		int			name = key_name(&key);
+		int name = key_name(&key);
 
 		if (!event_json_value(scan, &member))
 			return false;
@@ -245,29 +259,28 @@ scan_properties(Parse *parse, JsonValue *value)
 static EventReason
 scan_event(Parse *parse)
 {
-	JsonScan   *scan = &parse->scan;
-	JsonValue	key;
-	bool		first = true;
-	int			c = event_json_peek(scan);
+	JsonScan *scan = &parse->scan;
+	JsonValue key;
+	bool first = true;
+	int c = event_json_peek(scan);
 
 	if (c < 0)
 		return refuse(parse, EVENT_NOT_JSON, "the value is empty");
 	if (c != '{')
 	{
-		JsonValue	value;
+		JsonValue value;
 
 		if (!event_json_value(scan, &value) || !event_json_finish(scan))
 			return refuse_scan(parse);
-		return refuse(parse, EVENT_NOT_OBJECT,
-					  "the JSON value is not an object");
+		return refuse(parse, EVENT_NOT_OBJECT, "the JSON value is not an object");
 	}
 
 	if (!event_json_open(scan))
 		return refuse_scan(parse);
 	while (event_json_member(scan, &first, &key))
 	{
-		Member	   *member = add_member(parse);
-		bool		scanned;
+		Member *member = add_member(parse);
+		bool scanned;
 
 		if (member == NULL)
 			return no_memory(parse);
@@ -309,7 +322,7 @@ find_member(Parse *parse, int name, int last)
 	{
 		if (parse->last[name] >= 0)
 		{
-			Member	   *member = &parse->members[parse->last[name]];
+			Member *member = &parse->members[parse->last[name]];
 
 			if (member->value.type != JSON_NULL)
 				return member;
@@ -351,7 +364,7 @@ string_text(Parse *parse, const JsonValue *value, EventText *text)
 	text->len = value->len - 2;
 	if (value->escaped)
 	{
-		char	   *copy = event_arena_alloc(parse->arena, text->len);
+		char *copy = event_arena_alloc(parse->arena, text->len);
 
 		if (copy == NULL)
 			return false;
@@ -369,8 +382,7 @@ integer_text(const JsonValue *value, EventText *text)
 {
 	for (size_t i = 0; i < value->len; i++)
 	{
-		if (value->data[i] == '.' || value->data[i] == 'e' ||
-			value->data[i] == 'E')
+		if (value->data[i] == '.' || value->data[i] == 'e' || value->data[i] == 'E')
 			return false;
 	}
 	text->data = value->data;
@@ -388,8 +400,8 @@ integer_text(const JsonValue *value, EventText *text)
  * *usable says whether it is one; false when memory ran out.
  */
 static bool
-limited_text(Parse *parse, const JsonValue *value, bool integers, size_t min,
-			 size_t max, EventText *text, bool *usable)
+limited_text(Parse *parse, const JsonValue *value, bool integers, size_t min, size_t max,
+			 EventText *text, bool *usable)
 {
 	*usable = false;
 	if (value->type == JSON_STRING)
@@ -406,15 +418,14 @@ limited_text(Parse *parse, const JsonValue *value, bool integers, size_t min,
 static EventReason
 take_ids(Parse *parse)
 {
-	Event	   *event = parse->event;
-	Member	   *member;
-	bool		usable;
+	Event *event = parse->event;
+	Member *member;
+	bool usable;
 
 	member = find_field(parse, USER_ID);
 	if (member == NULL)
 		return refuse(parse, EVENT_BAD_USER_ID, "\"user_id\" is missing");
-	if (!limited_text(parse, &member->value, true, 1, EVENT_USER_ID_MAX,
-					  &event->user_id, &usable))
+	if (!limited_text(parse, &member->value, true, 1, EVENT_USER_ID_MAX, &event->user_id, &usable))
 		return no_memory(parse);
 	if (!usable)
 		return refuse_name(parse, EVENT_BAD_USER_ID, member->name,
@@ -424,8 +435,7 @@ take_ids(Parse *parse)
 	member = find_field(parse, EVENT_TYPE);
 	if (member == NULL)
 		return refuse(parse, EVENT_BAD_EVENT_TYPE, "\"event_type\" is missing");
-	if (!limited_text(parse, &member->value, false, 1, EVENT_TYPE_MAX,
-					  &event->event_type, &usable))
+	if (!limited_text(parse, &member->value, false, 1, EVENT_TYPE_MAX, &event->event_type, &usable))
 		return no_memory(parse);
 	if (!usable)
 		return refuse_name(parse, EVENT_BAD_EVENT_TYPE, member->name,
@@ -435,15 +445,13 @@ take_ids(Parse *parse)
 	member = find_field(parse, EVENT_ID);
 	if (member != NULL)
 	{
-		if (!limited_text(parse, &member->value, false, 1, EVENT_ID_MAX,
-						  &event->event_id, &usable))
+		if (!limited_text(parse, &member->value, false, 1, EVENT_ID_MAX, &event->event_id, &usable))
 			return no_memory(parse);
 		if (!usable)
 			return refuse_name(parse, EVENT_BAD_EVENT_ID, member->name,
 							   "is not a string of 1 to 255 characters");
-		event->event_id_is_uuid = event_parse_uuid(event->event_id.data,
-												   event->event_id.len,
-												   event->event_uuid);
+		event->event_id_is_uuid =
+			event_parse_uuid(event->event_id.data, event->event_id.len, event->event_uuid);
 		member->column = true;
 	}
 	return EVENT_OK;
@@ -452,10 +460,10 @@ take_ids(Parse *parse)
 static EventReason
 take_time(Parse *parse)
 {
-	Event	   *event = parse->event;
+	Event *event = parse->event;
 	const EventLimits *limits = parse->limits;
-	Member	   *member = find_field(parse, OCCURRED_AT);
-	int64_t		latest;
+	Member *member = find_field(parse, OCCURRED_AT);
+	int64_t latest;
 
 	event->occurred_us = limits->record_us;
 	if (member != NULL)
@@ -464,7 +472,7 @@ take_time(Parse *parse)
 
 		if (value->type == JSON_STRING)
 		{
-			EventText	text;
+			EventText text;
 
 			if (!string_text(parse, value, &text))
 				return no_memory(parse);
@@ -474,8 +482,7 @@ take_time(Parse *parse)
 		}
 		else if (value->type == JSON_NUMBER)
 		{
-			if (value->unholdable ||
-				!event_epoch(value->data, value->len, &event->occurred_us))
+			if (value->unholdable || !event_epoch(value->data, value->len, &event->occurred_us))
 				return refuse_name(parse, EVENT_BAD_TIMESTAMP, member->name,
 								   "is outside the years 0001 to 9999");
 		}
@@ -497,8 +504,7 @@ take_time(Parse *parse)
 		return refuse(parse, EVENT_FUTURE_TIMESTAMP,
 					  "the record's own time is too far in the future");
 	}
-	if (event->occurred_us < EVENT_TIME_MIN ||
-		event->occurred_us > EVENT_TIME_MAX)
+	if (event->occurred_us < EVENT_TIME_MIN || event->occurred_us > EVENT_TIME_MAX)
 		return refuse(parse, EVENT_BAD_TIMESTAMP,
 					  "the record's own time is outside the years 0001 to 9999");
 	return EVENT_OK;
@@ -510,19 +516,16 @@ take_time(Parse *parse)
 static bool
 is_plain_amount(const char *data, size_t len)
 {
-	JsonNumber	number;
+	JsonNumber number;
 
 	if (event_json_take_number(data, data + len, &number) != data + len)
 		return false;
-	if (number.int_len > EVENT_AMOUNT_INT_DIGITS ||
-		number.fraction_len > EVENT_AMOUNT_FRACTION)
+	if (number.int_len > EVENT_AMOUNT_INT_DIGITS || number.fraction_len > EVENT_AMOUNT_FRACTION)
 		return false;
 	if (number.fraction_len == 0)
-		return event_is_digit(data[len - 1]) &&
-			number.int_start + number.int_len == data + len &&
-			!(number.negative && *number.int_start == '0');
-	return number.fraction + number.fraction_len == data + len &&
-		data[len - 1] != '0';
+		return event_is_digit(data[len - 1]) && number.int_start + number.int_len == data + len &&
+			   !(number.negative && *number.int_start == '0');
+	return number.fraction + number.fraction_len == data + len && data[len - 1] != '0';
 }
 
 /*
@@ -532,8 +535,8 @@ is_plain_amount(const char *data, size_t len)
 static bool
 take_amount_value(Parse *parse, const JsonValue *value, bool *usable)
 {
-	EventText	text;
-	char	   *plain;
+	EventText text;
+	char *plain;
 
 	*usable = false;
 	if (value->type == JSON_NUMBER && !value->unholdable)
@@ -553,8 +556,8 @@ take_amount_value(Parse *parse, const JsonValue *value, bool *usable)
 
 	if (!is_plain_amount(text.data, text.len))
 	{
-		plain = event_arena_alloc(parse->arena, EVENT_AMOUNT_INT_DIGITS +
-								  EVENT_AMOUNT_FRACTION + 3);
+		plain =
+			event_arena_alloc(parse->arena, EVENT_AMOUNT_INT_DIGITS + EVENT_AMOUNT_FRACTION + 3);
 		if (plain == NULL)
 			return false;
 		text.len = event_decimal(text.data, text.len, EVENT_AMOUNT_INT_DIGITS,
@@ -571,10 +574,10 @@ take_amount_value(Parse *parse, const JsonValue *value, bool *usable)
 static EventReason
 take_amount(Parse *parse)
 {
-	Member	   *member = find_field(parse, AMOUNT);
+	Member *member = find_field(parse, AMOUNT);
 	const JsonValue *value;
-	bool		usable;
-	int			found;
+	bool usable;
+	int found;
 
 	if (member != NULL)
 	{
@@ -597,19 +600,17 @@ take_amount(Parse *parse)
  * properties.
  */
 static bool
-take_loose_field(Parse *parse, Field field, bool integers, size_t max,
-				 EventText *text)
+take_loose_field(Parse *parse, Field field, bool integers, size_t max, EventText *text)
 {
-	Member	   *member;
+	Member *member;
 	const JsonValue *value;
-	EventText	candidate;
-	bool		usable;
-	int			name = field.first;
+	EventText candidate;
+	bool usable;
+	int name = field.first;
 
 	while ((member = find_member(parse, name, field.last)) != NULL)
 	{
-		if (!limited_text(parse, &member->value, integers, 0, max,
-						  &candidate, &usable))
+		if (!limited_text(parse, &member->value, integers, 0, max, &candidate, &usable))
 			return false;
 		if (usable)
 		{
@@ -638,12 +639,11 @@ take_loose_field(Parse *parse, Field field, bool integers, size_t max,
 static bool
 take_traceparent(Parse *parse)
 {
-	Member	   *member = find_field(parse, TRACEPARENT);
-	EventText	header = parse->limits->traceparent;
-	EventText	body;
+	Member *member = find_field(parse, TRACEPARENT);
+	EventText header = parse->limits->traceparent;
+	EventText body;
 
-	if (header.data != NULL &&
-		event_traceparent_valid(header.data, header.len))
+	if (header.data != NULL && event_traceparent_valid(header.data, header.len))
 		parse->event->traceparent = header;
 	if (member == NULL || member->value.type != JSON_STRING)
 		return true;
@@ -671,20 +671,19 @@ goes_to_properties(const Parse *parse, const Member *member)
 	if (member->name == NO_NAME)
 		return true;
 	return !member->column && member->value.type != JSON_NULL &&
-		parse->last[member->name] == member - parse->members;
+		   parse->last[member->name] == member - parse->members;
 }
 
 static EventReason
 take_properties(Parse *parse)
 {
-	EventText  *properties = &parse->event->properties;
-	Member	   *inner = find_member(parse, NAME_PROPERTIES, NAME_PROPERTIES);
-	size_t		size = 2;
-	char	   *out;
+	EventText *properties = &parse->event->properties;
+	Member *inner = find_member(parse, NAME_PROPERTIES, NAME_PROPERTIES);
+	size_t size = 2;
+	char *out;
 
 	if (inner != NULL && inner->value.type != JSON_OBJECT)
-		return refuse(parse, EVENT_BAD_PROPERTIES,
-					  "\"properties\" is not an object");
+		return refuse(parse, EVENT_BAD_PROPERTIES, "\"properties\" is not an object");
 	if (parse->scan.bad_number)
 		return refuse(parse, EVENT_BAD_PROPERTIES,
 					  "a number is too large or too finely divided for numeric");
@@ -696,12 +695,9 @@ take_properties(Parse *parse)
 		const Member *member = &parse->members[i];
 
 		if (goes_to_properties(parse, member))
-			size += (size_t) (member->value.data + member->value.len -
-							  member->key) + 1;
+			size += (size_t) (member->value.data + member->value.len - member->key) + 1;
 	}
-	if (inner != NULL && (size == 2 ||
-						  !event_json_is_blank(inner->value.data,
-											   inner->value.len)))
+	if (inner != NULL && (size == 2 || !event_json_is_blank(inner->value.data, inner->value.len)))
 	{
 		properties->data = inner->value.data;
 		properties->len = inner->value.len;
@@ -725,7 +721,7 @@ take_properties(Parse *parse)
 	for (int i = 0; i < parse->n_members; i++)
 	{
 		const Member *member = &parse->members[i];
-		size_t		len;
+		size_t len;
 
 		if (!goes_to_properties(parse, member))
 			continue;
@@ -749,10 +745,10 @@ take_properties(Parse *parse)
 }
 
 EventReason
-event_parse(const char *value, size_t len, const EventLimits *limits,
-			EventArena *arena, Event *event, char *detail)
+event_parse(const char *value, size_t len, const EventLimits *limits, EventArena *arena,
+			Event *event, char *detail)
 {
-	Parse		parse;
+	Parse parse;
 	EventReason reason;
 
 	parse.limits = limits;
@@ -763,8 +759,8 @@ event_parse(const char *value, size_t len, const EventLimits *limits,
 	{
 		if (detail != NULL)
 			snprintf(detail, EVENT_DETAIL_SIZE,
-					 "the value has %zu bytes, and at most %zu are allowed",
-					 len, limits->max_bytes);
+					 "the value has %zu bytes, and at most %zu are allowed", len,
+					 limits->max_bytes);
 		return EVENT_TOO_LARGE;
 	}
 	if (len == 0)
@@ -794,10 +790,8 @@ event_parse(const char *value, size_t len, const EventLimits *limits,
 		reason = take_amount(&parse);
 	if (reason != EVENT_OK)
 		return reason;
-	if (!take_loose_field(&parse, ITEM_ID, true, EVENT_ITEM_ID_MAX,
-						  &event->item_id) ||
-		!take_loose_field(&parse, USER_TIER, false, SIZE_MAX / 4,
-						  &event->user_tier) ||
+	if (!take_loose_field(&parse, ITEM_ID, true, EVENT_ITEM_ID_MAX, &event->item_id) ||
+		!take_loose_field(&parse, USER_TIER, false, SIZE_MAX / 4, &event->user_tier) ||
 		!take_traceparent(&parse))
 		return no_memory(&parse);
 	return take_properties(&parse);

@@ -16,17 +16,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define EVENT_USER_ID_MAX		255 /* characters, not bytes */
-#define EVENT_TYPE_MAX			100
-#define EVENT_ID_MAX			255
-#define EVENT_ITEM_ID_MAX		255
-#define EVENT_DEPTH_MAX			100
-#define EVENT_AMOUNT_INT_DIGITS 20	/* numeric(30,10) */
-#define EVENT_AMOUNT_FRACTION	10
-#define EVENT_DETAIL_SIZE		256
+#define EVENT_USER_ID_MAX       255 /* characters, not bytes */
+#define EVENT_TYPE_MAX          100
+#define EVENT_ID_MAX            255
+#define EVENT_ITEM_ID_MAX       255
+#define EVENT_DEPTH_MAX         100
+#define EVENT_AMOUNT_INT_DIGITS 20 /* numeric(30,10) */
+#define EVENT_AMOUNT_FRACTION   10
+#define EVENT_DETAIL_SIZE       256
 
 /* No time known. */
-#define EVENT_NO_TIME			INT64_MIN
+#define EVENT_NO_TIME INT64_MIN
 
 /* Why an event was refused; the names are part of the contract. */
 typedef enum EventReason
@@ -43,9 +43,9 @@ typedef enum EventReason
 	EVENT_FUTURE_TIMESTAMP,
 	EVENT_BAD_AMOUNT,
 	EVENT_BAD_PROPERTIES,
-	EVENT_REFUSED,				/* by the broker; never from event_parse */
-	EVENT_CRASHED,				/* took the worker down; never from event_parse */
-	EVENT_NO_MEMORY				/* not the record's fault: raise it, do not
+	EVENT_REFUSED,  /* by the broker; never from event_parse */
+	EVENT_CRASHED,  /* took the worker down; never from event_parse */
+	EVENT_NO_MEMORY /* not the record's fault: raise it, do not
 								 * store it */
 } EventReason;
 
@@ -53,36 +53,36 @@ typedef enum EventReason
 typedef struct EventText
 {
 	const char *data;
-	size_t		len;			/* bytes */
+	size_t len; /* bytes */
 } EventText;
 
 typedef struct Event
 {
-	EventText	user_id;
-	EventText	event_type;
-	EventText	event_id;		/* as given; NULL = absent */
-	bool		event_id_is_uuid;	/* canonical 8-4-4-4-12 form, any case */
-	uint8_t		event_uuid[16]; /* only if event_id_is_uuid */
-	int64_t		occurred_us;	/* microseconds since 1970-01-01 UTC, or
+	EventText user_id;
+	EventText event_type;
+	EventText event_id;     /* as given; NULL = absent */
+	bool event_id_is_uuid;  /* canonical 8-4-4-4-12 form, any case */
+	uint8_t event_uuid[16]; /* only if event_id_is_uuid */
+	int64_t occurred_us;    /* microseconds since 1970-01-01 UTC, or
 								 * EVENT_NO_TIME */
-	EventText	item_id;
-	EventText	amount;			/* plain decimal, at most 20.10 digits, no
+	EventText item_id;
+	EventText amount; /* plain decimal, at most 20.10 digits, no
 								 * exponent, no superfluous zeros */
-	EventText	user_tier;
-	EventText	traceparent;
-	EventText	properties;		/* valid JSON object text, never NULL; may hold
+	EventText user_tier;
+	EventText traceparent;
+	EventText properties; /* valid JSON object text, never NULL; may hold
 								 * a key twice, of which the last counts */
 } Event;
 
 typedef struct EventLimits
 {
-	size_t		max_bytes;
-	int64_t		now_us;			/* microseconds since 1970, for
+	size_t max_bytes;
+	int64_t now_us; /* microseconds since 1970, for
 								 * future_timestamp */
-	int64_t		max_skew_us;
-	int64_t		record_us;		/* the record's own time, used where the event
+	int64_t max_skew_us;
+	int64_t record_us;     /* the record's own time, used where the event
 								 * has none; or EVENT_NO_TIME */
-	EventText	traceparent;	/* of the record's header, or NULL; wins where
+	EventText traceparent; /* of the record's header, or NULL; wins where
 								 * it is valid */
 } EventLimits;
 
@@ -108,9 +108,8 @@ extern void *event_arena_alloc(EventArena *arena, size_t len);
  * sentence without capital or full stop, valid UTF-8, which never repeats more
  * than a few characters of the record.
  */
-extern EventReason event_parse(const char *value, size_t len,
-							   const EventLimits *limits, EventArena *arena,
-							   Event *event, char *detail);
+extern EventReason event_parse(const char *value, size_t len, const EventLimits *limits,
+							   EventArena *arena, Event *event, char *detail);
 
 /*
  * The event as evstream itself writes it: names of the contract's first
@@ -120,8 +119,7 @@ extern EventReason event_parse(const char *value, size_t len,
  * (`"a": 1, "b": 2`) put at the end.  Result in the arena; data is NULL when
  * memory ran out.
  */
-extern EventText event_format(const Event *event, const char *extra,
-							  EventArena *arena);
+extern EventText event_format(const Event *event, const char *extra, EventArena *arena);
 
 /*
  * RFC 3339 or what the contract calls one (no offset = UTC, a space in place
@@ -146,4 +144,4 @@ extern bool event_parse_uuid(const char *text, size_t len, uint8_t uuid[16]);
 extern const char *event_reason_name(EventReason reason);
 extern EventReason event_reason_by_name(const char *name);
 
-#endif							/* EVSTREAM_EVENT_H */
+#endif /* EVSTREAM_EVENT_H */

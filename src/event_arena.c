@@ -14,34 +14,33 @@
  * what is written behind its end.
  */
 #ifndef ARENA_FIRST_CHUNK
-#define ARENA_FIRST_CHUNK	((size_t) 64 * 1024)
+#define ARENA_FIRST_CHUNK   ((size_t) 64 * 1024)
 #define ARENA_LARGEST_CHUNK ((size_t) 8 * 1024 * 1024)
 #endif
 
-#define ARENA_ALIGN			((size_t) 16)
+#define ARENA_ALIGN ((size_t) 16)
 
 typedef struct Chunk
 {
 	struct Chunk *next;
-	size_t		size;			/* of what follows the header */
-	size_t		used;
+	size_t size; /* of what follows the header */
+	size_t used;
 } Chunk;
 
 /* The header's size, so that what follows it is aligned. */
-#define CHUNK_HEADER \
-	((sizeof(Chunk) + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN)
+#define CHUNK_HEADER ((sizeof(Chunk) + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN)
 
 struct EventArena
 {
-	Chunk	   *current;		/* head of the list of all chunks */
-	size_t		next_size;
+	Chunk *current; /* head of the list of all chunks */
+	size_t next_size;
 };
 
 static bool
 arena_grow(EventArena *arena, size_t len)
 {
-	size_t		size = arena->next_size > len ? arena->next_size : len;
-	Chunk	   *chunk;
+	size_t size = arena->next_size > len ? arena->next_size : len;
+	Chunk *chunk;
 
 	if (size > SIZE_MAX - CHUNK_HEADER)
 		return false;
@@ -76,15 +75,14 @@ event_arena_create(void)
 void
 event_arena_reset(EventArena *arena)
 {
-	Chunk	   *keep = NULL;
-	Chunk	   *chunk = arena->current;
+	Chunk *keep = NULL;
+	Chunk *chunk = arena->current;
 
 	while (chunk != NULL)
 	{
-		Chunk	   *next = chunk->next;
+		Chunk *next = chunk->next;
 
-		if (chunk->size <= ARENA_LARGEST_CHUNK &&
-			(keep == NULL || chunk->size > keep->size))
+		if (chunk->size <= ARENA_LARGEST_CHUNK && (keep == NULL || chunk->size > keep->size))
 		{
 			free(keep);
 			keep = chunk;
@@ -104,14 +102,14 @@ event_arena_reset(EventArena *arena)
 void
 event_arena_free(EventArena *arena)
 {
-	Chunk	   *chunk;
+	Chunk *chunk;
 
 	if (arena == NULL)
 		return;
 	chunk = arena->current;
 	while (chunk != NULL)
 	{
-		Chunk	   *next = chunk->next;
+		Chunk *next = chunk->next;
 
 		free(chunk);
 		chunk = next;
@@ -122,14 +120,13 @@ event_arena_free(EventArena *arena)
 void *
 event_arena_alloc(EventArena *arena, size_t len)
 {
-	Chunk	   *chunk;
-	char	   *data;
+	Chunk *chunk;
+	char *data;
 
 	if (len > SIZE_MAX - ARENA_ALIGN)
 		return NULL;
 	len = (len + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
-	if (arena->current == NULL ||
-		len > arena->current->size - arena->current->used)
+	if (arena->current == NULL || len > arena->current->size - arena->current->used)
 	{
 		if (!arena_grow(arena, len))
 			return NULL;

@@ -10,23 +10,21 @@
 #include "event.h"
 #include "event_json.h"
 
-static const char *const reason_names[] = {
-	[EVENT_OK] = "ok",
-	[EVENT_NOT_JSON] = "not_json",
-	[EVENT_NOT_OBJECT] = "not_object",
-	[EVENT_BAD_TEXT] = "bad_text",
-	[EVENT_TOO_LARGE] = "too_large",
-	[EVENT_BAD_USER_ID] = "bad_user_id",
-	[EVENT_BAD_EVENT_TYPE] = "bad_event_type",
-	[EVENT_BAD_EVENT_ID] = "bad_event_id",
-	[EVENT_BAD_TIMESTAMP] = "bad_timestamp",
-	[EVENT_FUTURE_TIMESTAMP] = "future_timestamp",
-	[EVENT_BAD_AMOUNT] = "bad_amount",
-	[EVENT_BAD_PROPERTIES] = "bad_properties",
-	[EVENT_REFUSED] = "refused",
-	[EVENT_CRASHED] = "crashed",
-	[EVENT_NO_MEMORY] = "out_of_memory"
-};
+static const char *const reason_names[] = {[EVENT_OK] = "ok",
+										   [EVENT_NOT_JSON] = "not_json",
+										   [EVENT_NOT_OBJECT] = "not_object",
+										   [EVENT_BAD_TEXT] = "bad_text",
+										   [EVENT_TOO_LARGE] = "too_large",
+										   [EVENT_BAD_USER_ID] = "bad_user_id",
+										   [EVENT_BAD_EVENT_TYPE] = "bad_event_type",
+										   [EVENT_BAD_EVENT_ID] = "bad_event_id",
+										   [EVENT_BAD_TIMESTAMP] = "bad_timestamp",
+										   [EVENT_FUTURE_TIMESTAMP] = "future_timestamp",
+										   [EVENT_BAD_AMOUNT] = "bad_amount",
+										   [EVENT_BAD_PROPERTIES] = "bad_properties",
+										   [EVENT_REFUSED] = "refused",
+										   [EVENT_CRASHED] = "crashed",
+										   [EVENT_NO_MEMORY] = "out_of_memory"};
 
 const char *
 event_reason_name(EventReason reason)
@@ -80,12 +78,12 @@ put_raw(char *out, const char *name, EventText text)
 EventText
 event_format(const Event *event, const char *extra, EventArena *arena)
 {
-	const EventText *strings[] = {&event->user_id, &event->event_type,
-		&event->item_id, &event->user_tier, &event->traceparent};
-	char		uuid[37];
-	size_t		size = 256;		/* names, quotes, id and time */
-	EventText	result = {NULL, 0};
-	char	   *out;
+	const EventText *strings[] = {&event->user_id, &event->event_type, &event->item_id,
+								  &event->user_tier, &event->traceparent};
+	char uuid[37];
+	size_t size = 256; /* names, quotes, id and time */
+	EventText result = {NULL, 0};
+	char *out;
 
 	for (size_t i = 0; i < sizeof(strings) / sizeof(strings[0]); i++)
 	{
@@ -108,8 +106,8 @@ event_format(const Event *event, const char *extra, EventArena *arena)
 	out = put_string(out, "event_type", event->event_type);
 	if (event->occurred_us != EVENT_NO_TIME)
 	{
-		char		time[33];
-		EventText	text;
+		char time[33];
+		EventText text;
 
 		text.data = time;
 		text.len = event_format_time(event->occurred_us, time);

@@ -13,11 +13,11 @@
 #include "event_json.h"
 
 /* What numeric holds: digits before the point, and behind it. */
-#define NUMERIC_INT_MAX			131072
-#define NUMERIC_FRACTION_MAX	16383
+#define NUMERIC_INT_MAX      131072
+#define NUMERIC_FRACTION_MAX 16383
 
 /* Zeros that the exponents of all numbers of a value may stand for */
-#define EXPONENT_ZEROS_MAX	1000000
+#define EXPONENT_ZEROS_MAX 1000000
 
 /* ---------------------------------------------------------------- scanner */
 
@@ -35,8 +35,7 @@ syntax_error(JsonScan *scan, const char *message)
 static bool
 unexpected(JsonScan *scan, const char *message)
 {
-	return syntax_error(scan, scan->pos >= scan->end ?
-						"the JSON ends too early" : message);
+	return syntax_error(scan, scan->pos >= scan->end ? "the JSON ends too early" : message);
 }
 
 void
@@ -46,8 +45,7 @@ event_json_start(JsonScan *scan, const char *data, size_t len, int max_depth)
 	scan->pos = data;
 	scan->end = data + len;
 	scan->depth = 0;
-	scan->max_depth = max_depth < JSON_DEPTH_LIMIT ?
-		max_depth : JSON_DEPTH_LIMIT;
+	scan->max_depth = max_depth < JSON_DEPTH_LIMIT ? max_depth : JSON_DEPTH_LIMIT;
 	scan->bad_text = false;
 	scan->bad_number = false;
 	scan->zeros = 0;
@@ -60,8 +58,7 @@ skip_space(JsonScan *scan)
 {
 	const char *p = scan->pos;
 
-	while (p < scan->end &&
-		   (*p == ' ' || *p == '\n' || *p == '\t' || *p == '\r'))
+	while (p < scan->end && (*p == ' ' || *p == '\n' || *p == '\t' || *p == '\r'))
 		p++;
 	scan->pos = p;
 }
@@ -77,7 +74,7 @@ int
 event_utf8_len(const char *p, const char *end)
 {
 	const unsigned char *u = (const unsigned char *) p;
-	size_t		left = (size_t) (end - p);
+	size_t left = (size_t) (end - p);
 	unsigned char c = u[0];
 
 	/* The second byte's range shuts out overlong forms and surrogates. */
@@ -90,16 +87,17 @@ event_utf8_len(const char *p, const char *end)
 		unsigned char low = c == 0xE0 ? 0xA0 : 0x80;
 		unsigned char high = c == 0xED ? 0x9F : 0xBF;
 
-		return left >= 3 && u[1] >= low && u[1] <= high &&
-			(u[2] & 0xC0) == 0x80 ? 3 : 0;
+		return left >= 3 && u[1] >= low && u[1] <= high && (u[2] & 0xC0) == 0x80 ? 3 : 0;
 	}
 	if (c < 0xF5)
 	{
 		unsigned char low = c == 0xF0 ? 0x90 : 0x80;
 		unsigned char high = c == 0xF4 ? 0x8F : 0xBF;
 
-		return left >= 4 && u[1] >= low && u[1] <= high &&
-			(u[2] & 0xC0) == 0x80 && (u[3] & 0xC0) == 0x80 ? 4 : 0;
+		return left >= 4 && u[1] >= low && u[1] <= high && (u[2] & 0xC0) == 0x80 &&
+					   (u[3] & 0xC0) == 0x80
+				   ? 4
+				   : 0;
 	}
 	return 0;
 }
@@ -107,7 +105,7 @@ event_utf8_len(const char *p, const char *end)
 bool
 event_utf8_fits(const char *data, size_t len, size_t max)
 {
-	size_t		chars = 0;
+	size_t chars = 0;
 
 	if (len <= max)
 		return true;
@@ -131,10 +129,10 @@ plain_run(const char *p, const char *end)
 
 	while (end - p >= 8)
 	{
-		uint64_t	word;
-		uint64_t	quote;
-		uint64_t	slash;
-		uint64_t	hit;
+		uint64_t word;
+		uint64_t quote;
+		uint64_t slash;
+		uint64_t hit;
 
 		memcpy(&word, p, 8);
 		quote = word ^ (ones * '"');
@@ -145,7 +143,8 @@ plain_run(const char *p, const char *end)
 		 * counts.
 		 */
 		hit = (((quote - ones) & ~quote) | ((slash - ones) & ~slash) |
-			   ((word - ones * 0x20) & ~word) | word) & highs;
+			   ((word - ones * 0x20) & ~word) | word) &
+			  highs;
 		if (hit != 0)
 			return p + (__builtin_ctzll(hit) >> 3);
 		p += 8;
@@ -166,13 +165,13 @@ plain_run(const char *p, const char *end)
 static int
 hex4(const char *p, const char *end)
 {
-	int			value = 0;
+	int value = 0;
 
 	if (end - p < 4)
 		return -1;
 	for (int i = 0; i < 4; i++)
 	{
-		char		c = p[i];
+		char c = p[i];
 
 		if (event_is_digit(c))
 			value = value * 16 + (c - '0');
@@ -206,7 +205,7 @@ static const char *
 scan_escape(JsonScan *scan, const char *p)
 {
 	const char *end = scan->end;
-	int			code;
+	int code;
 
 	scan->pos = p;
 	if (end - p < 2)
@@ -244,8 +243,7 @@ scan_escape(JsonScan *scan, const char *p)
 		scan->bad_text = true;
 	else if (is_high_surrogate(code))
 	{
-		if (end - p >= 6 && p[0] == '\\' && p[1] == 'u' &&
-			is_low_surrogate(hex4(p + 2, end)))
+		if (end - p >= 6 && p[0] == '\\' && p[1] == 'u' && is_low_surrogate(hex4(p + 2, end)))
 			p += 6;
 		else
 			scan->bad_text = true;
@@ -288,7 +286,7 @@ scan_string(JsonScan *scan, bool *escaped)
 		}
 		else if (c >= 0x80)
 		{
-			int			width = event_utf8_len(p, end);
+			int width = event_utf8_len(p, end);
 
 			if (width == 0)
 			{
@@ -342,7 +340,7 @@ event_json_take_number(const char *p, const char *end, JsonNumber *number)
 	number->exponent = 0;
 	if (p < end && (*p == 'e' || *p == 'E'))
 	{
-		bool		negative = false;
+		bool negative = false;
 		const char *digits;
 
 		p++;
@@ -370,7 +368,7 @@ scan_number(JsonScan *scan, bool *unholdable)
 {
 	const char *p = scan->pos;
 	const char *end = scan->end;
-	JsonNumber	number;
+	JsonNumber number;
 
 	/* Most numbers are short integers or prices. */
 	if (*p == '-')
@@ -387,8 +385,7 @@ scan_number(JsonScan *scan, bool *unholdable)
 			while (p < end && event_is_digit(*p))
 				p++;
 		}
-		if (p - start < NUMERIC_FRACTION_MAX &&
-			(p >= end || (*p != '.' && *p != 'e' && *p != 'E')))
+		if (p - start < NUMERIC_FRACTION_MAX && (p >= end || (*p != '.' && *p != 'e' && *p != 'E')))
 		{
 			*unholdable = false;
 			scan->pos = p;
@@ -406,7 +403,7 @@ scan_number(JsonScan *scan, bool *unholdable)
 	 * decides and not the value.
 	 */
 	*unholdable = (int64_t) number.int_len + number.exponent > NUMERIC_INT_MAX ||
-		(int64_t) number.fraction_len - number.exponent > NUMERIC_FRACTION_MAX;
+				  (int64_t) number.fraction_len - number.exponent > NUMERIC_FRACTION_MAX;
 
 	/*
 	 * Written out again, as text, a number has all its zeros: a few thousand
@@ -422,8 +419,7 @@ scan_number(JsonScan *scan, bool *unholdable)
 static bool
 scan_word(JsonScan *scan, const char *word, size_t len)
 {
-	if ((size_t) (scan->end - scan->pos) < len ||
-		memcmp(scan->pos, word, len) != 0)
+	if ((size_t) (scan->end - scan->pos) < len || memcmp(scan->pos, word, len) != 0)
 		return syntax_error(scan, "unknown word");
 	scan->pos += len;
 	return true;
@@ -462,12 +458,12 @@ push(JsonScan *scan)
 bool
 event_json_value(JsonScan *scan, JsonValue *value)
 {
-	bool		in_object[JSON_DEPTH_LIMIT + 1];
-	int			base = scan->depth;
-	bool		escaped = false;
-	bool		unholdable = false;
-	bool		key_escaped;
-	JsonType	type;
+	bool in_object[JSON_DEPTH_LIMIT + 1];
+	int base = scan->depth;
+	bool escaped = false;
+	bool unholdable = false;
+	bool key_escaped;
+	JsonType type;
 
 	skip_space(scan);
 	value->data = scan->pos;
@@ -582,7 +578,7 @@ event_json_open(JsonScan *scan)
 bool
 event_json_member(JsonScan *scan, bool *first, JsonValue *key)
 {
-	int			c = event_json_peek(scan);
+	int c = event_json_peek(scan);
 
 	if (c == '}')
 	{
@@ -630,8 +626,7 @@ event_json_is_blank(const char *data, size_t len)
 {
 	for (size_t i = 1; i + 1 < len; i++)
 	{
-		if (data[i] != ' ' && data[i] != '\n' && data[i] != '\t' &&
-			data[i] != '\r')
+		if (data[i] != ' ' && data[i] != '\n' && data[i] != '\t' && data[i] != '\r')
 			return false;
 	}
 	return true;
@@ -670,12 +665,12 @@ event_json_unescape(const char *data, size_t len, char *dst)
 {
 	const char *p = data;
 	const char *end = data + len;
-	char	   *out = dst;
+	char *out = dst;
 
 	while (p < end)
 	{
 		const char *slash = memchr(p, '\\', (size_t) (end - p));
-		int			code;
+		int code;
 
 		if (slash == NULL)
 			slash = end;
@@ -703,10 +698,9 @@ event_json_unescape(const char *data, size_t len, char *dst)
 				break;
 			case 'u':
 				code = hex4(p + 2, end);
-				if (is_high_surrogate(code) && end - p >= 12 &&
-					p[6] == '\\' && p[7] == 'u')
+				if (is_high_surrogate(code) && end - p >= 12 && p[6] == '\\' && p[7] == 'u')
 				{
-					int			low = hex4(p + 8, end);
+					int low = hex4(p + 8, end);
 
 					if (is_low_surrogate(low))
 					{
@@ -755,7 +749,7 @@ short_escape(unsigned char c)
 size_t
 event_json_escaped_len(const char *data, size_t len)
 {
-	size_t		total = len;
+	size_t total = len;
 
 	for (size_t i = 0; i < len; i++)
 	{

@@ -30,10 +30,10 @@ typedef enum JsonType
 typedef struct JsonValue
 {
 	const char *data;
-	size_t		len;			/* bytes */
-	JsonType	type;
-	bool		escaped;		/* string with at least one backslash */
-	bool		unholdable;		/* number that numeric cannot hold */
+	size_t len; /* bytes */
+	JsonType type;
+	bool escaped;    /* string with at least one backslash */
+	bool unholdable; /* number that numeric cannot hold */
 } JsonValue;
 
 typedef enum JsonError
@@ -48,19 +48,18 @@ typedef struct JsonScan
 	const char *start;
 	const char *pos;
 	const char *end;
-	int			depth;			/* containers open at pos */
-	int			max_depth;		/* at most JSON_DEPTH_LIMIT */
-	bool		bad_text;		/* some string so far holds no valid text */
-	bool		bad_number;		/* some number so far is unholdable */
-	int64_t		zeros;			/* that exponents so far stand for */
-	JsonError	error;
-	const char *message;		/* where error is JSON_SYNTAX; static */
+	int depth;       /* containers open at pos */
+	int max_depth;   /* at most JSON_DEPTH_LIMIT */
+	bool bad_text;   /* some string so far holds no valid text */
+	bool bad_number; /* some number so far is unholdable */
+	int64_t zeros;   /* that exponents so far stand for */
+	JsonError error;
+	const char *message; /* where error is JSON_SYNTAX; static */
 } JsonScan;
 
 #define JSON_DEPTH_LIMIT 256
 
-extern void event_json_start(JsonScan *scan, const char *data, size_t len,
-							 int max_depth);
+extern void event_json_start(JsonScan *scan, const char *data, size_t len, int max_depth);
 
 /*
  * Scan one value of any kind, after white space; pos is behind it afterwards.
@@ -69,7 +68,7 @@ extern void event_json_start(JsonScan *scan, const char *data, size_t len,
 extern bool event_json_value(JsonScan *scan, JsonValue *value);
 
 /* The next byte that is no white space, not consumed; -1 at the end. */
-extern int	event_json_peek(JsonScan *scan);
+extern int event_json_peek(JsonScan *scan);
 
 /*
  * To walk through one object: event_json_open() consumes the brace that
@@ -100,12 +99,12 @@ extern char *event_json_escape(char *dst, const char *data, size_t len);
 /* A JSON number taken apart; the value is int.fraction * 10 ^ exponent. */
 typedef struct JsonNumber
 {
-	bool		negative;
+	bool negative;
 	const char *int_start;
-	size_t		int_len;		/* at least 1 */
+	size_t int_len; /* at least 1 */
 	const char *fraction;
-	size_t		fraction_len;	/* 0 = none */
-	int64_t		exponent;		/* within +-JSON_EXPONENT_LIMIT */
+	size_t fraction_len; /* 0 = none */
+	int64_t exponent;    /* within +-JSON_EXPONENT_LIMIT */
 } JsonNumber;
 
 /* All exponents beyond are alike to every caller. */
@@ -115,8 +114,7 @@ typedef struct JsonNumber
  * Take apart the number at p; returns what follows it, or NULL where there is
  * no number.
  */
-extern const char *event_json_take_number(const char *p, const char *end,
-										  JsonNumber *number);
+extern const char *event_json_take_number(const char *p, const char *end, JsonNumber *number);
 
 static inline bool
 event_is_digit(char c)
@@ -128,9 +126,9 @@ event_is_digit(char c)
  * The length (1-4) of the valid UTF-8 character that begins at p with a byte
  * of 0x80 or more; 0 where there is none.
  */
-extern int	event_utf8_len(const char *p, const char *end);
+extern int event_utf8_len(const char *p, const char *end);
 
 /* At most max characters (code points)?  The text is valid UTF-8. */
 extern bool event_utf8_fits(const char *data, size_t len, size_t max);
 
-#endif							/* EVSTREAM_EVENT_JSON_H */
+#endif /* EVSTREAM_EVENT_JSON_H */

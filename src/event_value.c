@@ -11,15 +11,15 @@
 #include "event_json.h"
 #include "event_value.h"
 
-#define US_PER_SECOND	INT64_C(1000000)
-#define US_PER_DAY		(INT64_C(86400) * US_PER_SECOND)
+#define US_PER_SECOND INT64_C(1000000)
+#define US_PER_DAY    (INT64_C(86400) * US_PER_SECOND)
 
 /* ---------------------------------------------------------------- numbers */
 
 bool
 event_is_number(const char *data, size_t len)
 {
-	JsonNumber	number;
+	JsonNumber number;
 
 	return event_json_take_number(data, data + len, &number) == data + len;
 }
@@ -30,12 +30,12 @@ event_is_number(const char *data, size_t len)
  */
 typedef struct Digits
 {
-	bool		negative;
-	bool		zero;
-	int64_t		point;
-	int			count;			/* of digits[], no zeros at the end */
-	bool		more;			/* further digits, not all zero */
-	char		digits[EVENT_DECIMAL_MAX + 2];	/* 0 to 9, not '0' to '9' */
+	bool negative;
+	bool zero;
+	int64_t point;
+	int count;                          /* of digits[], no zeros at the end */
+	bool more;                          /* further digits, not all zero */
+	char digits[EVENT_DECIMAL_MAX + 2]; /* 0 to 9, not '0' to '9' */
 } Digits;
 
 static void
@@ -43,7 +43,7 @@ add_digits(Digits *d, const char *data, size_t len)
 {
 	for (size_t i = 0; i < len; i++)
 	{
-		char		digit = (char) (data[i] - '0');
+		char digit = (char) (data[i] - '0');
 
 		if (d->zero)
 		{
@@ -67,7 +67,7 @@ add_digits(Digits *d, const char *data, size_t len)
 static void
 take_digits(const char *data, size_t len, Digits *d)
 {
-	JsonNumber	number;
+	JsonNumber number;
 
 	event_json_take_number(data, data + len, &number);
 	d->negative = number.negative;
@@ -90,15 +90,14 @@ digit_at(const Digits *d, int64_t i)
 }
 
 size_t
-event_decimal(const char *data, size_t len, int int_digits, int fraction,
-			  char *dst)
+event_decimal(const char *data, size_t len, int int_digits, int fraction, char *dst)
 {
-	Digits		d;
-	char		text[EVENT_DECIMAL_MAX + 2]; /* one digit for the carry first */
-	int			total = int_digits + fraction;
-	int			first;
-	int			last;
-	char	   *out = dst;
+	Digits d;
+	char text[EVENT_DECIMAL_MAX + 2]; /* one digit for the carry first */
+	int total = int_digits + fraction;
+	int first;
+	int last;
+	char *out = dst;
 
 	take_digits(data, len, &d);
 	if (!d.zero && d.point > int_digits)
@@ -107,13 +106,13 @@ event_decimal(const char *data, size_t len, int int_digits, int fraction,
 	/* Right-aligned, so that text[int_digits] is the digit of the ones. */
 	for (int i = 0; i <= total; i++)
 	{
-		int64_t		at = d.point - int_digits - 1 + i;
+		int64_t at = d.point - int_digits - 1 + i;
 
 		text[i] = (char) (d.zero ? 0 : digit_at(&d, at));
 	}
 	if (!d.zero && digit_at(&d, d.point + fraction) >= 5)
 	{
-		int			i = total;
+		int i = total;
 
 		while (text[i] == 9)
 			text[i--] = 0;
@@ -128,8 +127,7 @@ event_decimal(const char *data, size_t len, int int_digits, int fraction,
 	last = total;
 	while (last > int_digits && text[last] == 0)
 		last--;
-	if (d.negative && !(first == int_digits && last == int_digits &&
-						text[first] == 0))
+	if (d.negative && !(first == int_digits && last == int_digits && text[first] == 0))
 		*out++ = '-';
 	for (int i = first; i <= last; i++)
 	{
@@ -143,10 +141,10 @@ event_decimal(const char *data, size_t len, int int_digits, int fraction,
 bool
 event_epoch(const char *data, size_t len, int64_t *us)
 {
-	Digits		d;
-	bool		milliseconds;
-	int64_t		whole;			/* digits that microseconds have */
-	int64_t		value = 0;
+	Digits d;
+	bool milliseconds;
+	int64_t whole; /* digits that microseconds have */
+	int64_t value = 0;
 
 	take_digits(data, len, &d);
 	if (d.zero)
@@ -156,8 +154,7 @@ event_epoch(const char *data, size_t len, int64_t *us)
 	}
 
 	/* Over 1e11: twelve digits, and more than a one followed by zeros. */
-	milliseconds = d.point > 12 ||
-		(d.point == 12 && (d.digits[0] > 1 || d.count > 1 || d.more));
+	milliseconds = d.point > 12 || (d.point == 12 && (d.digits[0] > 1 || d.count > 1 || d.more));
 	whole = d.point + (milliseconds ? 3 : 6);
 	if (whole > 18)
 		return false;
@@ -177,34 +174,32 @@ event_epoch(const char *data, size_t len, int64_t *us)
 static int64_t
 days_from_date(int64_t year, int month, int day)
 {
-	int64_t		era;
-	int64_t		year_of_era;
-	int64_t		day_of_year;
+	int64_t era;
+	int64_t year_of_era;
+	int64_t day_of_year;
 
 	year -= month <= 2;
 	era = (year >= 0 ? year : year - 399) / 400;
 	year_of_era = year - era * 400;
 	day_of_year = (153 * (month + (month > 2 ? -3 : 9)) + 2) / 5 + day - 1;
-	return era * 146097 + year_of_era * 365 + year_of_era / 4 -
-		year_of_era / 100 + day_of_year - 719468;
+	return era * 146097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year -
+		   719468;
 }
 
 static void
 date_from_days(int64_t days, int64_t *year, int *month, int *day)
 {
-	int64_t		era;
-	int64_t		day_of_era;
-	int64_t		year_of_era;
-	int64_t		day_of_year;
-	int64_t		shifted;
+	int64_t era;
+	int64_t day_of_era;
+	int64_t year_of_era;
+	int64_t day_of_year;
+	int64_t shifted;
 
 	days += 719468;
 	era = (days >= 0 ? days : days - 146096) / 146097;
 	day_of_era = days - era * 146097;
-	year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36524 -
-				   day_of_era / 146096) / 365;
-	day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 -
-								year_of_era / 100);
+	year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36524 - day_of_era / 146096) / 365;
+	day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
 	shifted = (5 * day_of_year + 2) / 153;
 	*day = (int) (day_of_year - (153 * shifted + 2) / 5 + 1);
 	*month = (int) (shifted < 10 ? shifted + 3 : shifted - 9);
@@ -215,7 +210,7 @@ date_from_days(int64_t days, int64_t *year, int *month, int *day)
 static int
 fixed_digits(const char *p, int n)
 {
-	int			value = 0;
+	int value = 0;
 
 	for (int i = 0; i < n; i++)
 	{
@@ -232,9 +227,9 @@ fixed_digits(const char *p, int n)
 static bool
 parse_offset(const char *p, const char *end, int *minutes)
 {
-	size_t		left = (size_t) (end - p);
-	int			hour;
-	int			minute = 0;
+	size_t left = (size_t) (end - p);
+	int hour;
+	int minute = 0;
 
 	*minutes = 0;
 	if (left == 0 || (left == 1 && (*p == 'Z' || *p == 'z')))
@@ -259,23 +254,22 @@ parse_offset(const char *p, const char *end, int *minutes)
 bool
 event_parse_time(const char *text, size_t len, int64_t *us)
 {
-	static const char month_days[] = {31, 28, 31, 30, 31, 30,
-	31, 31, 30, 31, 30, 31};
+	static const char month_days[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
 	const char *end = text + len;
 	const char *p;
-	int			year;
-	int			month;
-	int			day;
-	int			hour;
-	int			minute;
-	int			second;
-	int			offset;
-	int			days_in_month;
-	int64_t		fraction = 0;
+	int year;
+	int month;
+	int day;
+	int hour;
+	int minute;
+	int second;
+	int offset;
+	int days_in_month;
+	int64_t fraction = 0;
 
 	if (len < 19 || text[4] != '-' || text[7] != '-' ||
-		(text[10] != 'T' && text[10] != 't' && text[10] != ' ') ||
-		text[13] != ':' || text[16] != ':')
+		(text[10] != 'T' && text[10] != 't' && text[10] != ' ') || text[13] != ':' ||
+		text[16] != ':')
 		return false;
 	year = fixed_digits(text, 4);
 	month = fixed_digits(text + 5, 2);
@@ -283,8 +277,8 @@ event_parse_time(const char *text, size_t len, int64_t *us)
 	hour = fixed_digits(text + 11, 2);
 	minute = fixed_digits(text + 14, 2);
 	second = fixed_digits(text + 17, 2);
-	if (year < 1 || month < 1 || month > 12 || hour < 0 || hour > 23 ||
-		minute < 0 || minute > 59 || second < 0 || second > 60)
+	if (year < 1 || month < 1 || month > 12 || hour < 0 || hour > 23 || minute < 0 || minute > 59 ||
+		second < 0 || second > 60)
 		return false;
 	days_in_month = month_days[month - 1];
 	if (month == 2 && year % 4 == 0 && (year % 100 != 0 || year % 400 == 0))
@@ -313,8 +307,7 @@ event_parse_time(const char *text, size_t len, int64_t *us)
 		return false;
 
 	*us = days_from_date(year, month, day) * US_PER_DAY +
-		(hour * 3600 + (minute - offset) * 60 + second) * US_PER_SECOND +
-		fraction;
+		  (hour * 3600 + (minute - offset) * 60 + second) * US_PER_SECOND + fraction;
 	return *us >= EVENT_TIME_MIN && *us <= EVENT_TIME_MAX;
 }
 
@@ -332,12 +325,12 @@ put_digits(char *dst, int64_t value, int n)
 size_t
 event_format_time(int64_t us, char *buf)
 {
-	int64_t		days = us / US_PER_DAY;
-	int64_t		rest = us % US_PER_DAY;
-	int64_t		year;
-	int			month;
-	int			day;
-	char	   *out = buf;
+	int64_t days = us / US_PER_DAY;
+	int64_t rest = us % US_PER_DAY;
+	int64_t year;
+	int month;
+	int day;
+	char *out = buf;
 
 	if (rest < 0)
 	{
@@ -380,7 +373,7 @@ event_text_valid(const char *text, size_t len)
 	end = text + len;
 	while (text < end)
 	{
-		int			width = 1;
+		int width = 1;
 
 		if (*text == 0)
 			return false;
@@ -410,7 +403,7 @@ void
 event_format_uuid(const uint8_t uuid[16], char buf[37])
 {
 	static const char hex[] = "0123456789abcdef";
-	char	   *out = buf;
+	char *out = buf;
 
 	for (int i = 0; i < 16; i++)
 	{
@@ -429,8 +422,8 @@ event_parse_uuid(const char *text, size_t len, uint8_t uuid[16])
 		return false;
 	for (int i = 0; i < 16; i++)
 	{
-		int			high;
-		int			low;
+		int high;
+		int low;
 
 		if ((i == 4 || i == 6 || i == 8 || i == 10) && *text++ != '-')
 			return false;
@@ -461,13 +454,11 @@ lower_hex(const char *p, int n, bool *nonzero)
 bool
 event_traceparent_valid(const char *text, size_t len)
 {
-	bool		trace;
-	bool		parent;
-	bool		flags;
+	bool trace;
+	bool parent;
+	bool flags;
 
-	return len == 55 && memcmp(text, "00-", 3) == 0 &&
-		text[35] == '-' && text[52] == '-' &&
-		lower_hex(text + 3, 32, &trace) && trace &&
-		lower_hex(text + 36, 16, &parent) && parent &&
-		lower_hex(text + 53, 2, &flags);
+	return len == 55 && memcmp(text, "00-", 3) == 0 && text[35] == '-' && text[52] == '-' &&
+		   lower_hex(text + 3, 32, &trace) && trace && lower_hex(text + 36, 16, &parent) &&
+		   parent && lower_hex(text + 53, 2, &flags);
 }

@@ -23,8 +23,7 @@ extern bool event_is_number(const char *data, size_t len);
  * where the number is too large.  The text is not NUL-terminated.
  */
 #define EVENT_DECIMAL_MAX 40
-extern size_t event_decimal(const char *data, size_t len, int int_digits,
-							int fraction, char *dst);
+extern size_t event_decimal(const char *data, size_t len, int int_digits, int fraction, char *dst);
 
 /*
  * A JSON number as a time: seconds since 1970, or milliseconds where its
@@ -34,7 +33,7 @@ extern size_t event_decimal(const char *data, size_t len, int int_digits,
 extern bool event_epoch(const char *data, size_t len, int64_t *us);
 
 /* First and last microsecond of the years 0001 to 9999, since 1970. */
-#define EVENT_TIME_MIN	INT64_C(-62135596800000000)
-#define EVENT_TIME_MAX	INT64_C(253402300799999999)
+#define EVENT_TIME_MIN INT64_C(-62135596800000000)
+#define EVENT_TIME_MAX INT64_C(253402300799999999)
 
-#endif							/* EVSTREAM_EVENT_VALUE_H */
+#endif /* EVSTREAM_EVENT_VALUE_H */

@@ -62,10 +62,12 @@ static void
 at_end_of_transaction(XactEvent event, void *arg)
 {
 	if (event == XACT_EVENT_PRE_PREPARE && pending_restart)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot PREPARE a transaction that has restarted the workers of evstream"),
-				 errhint("Call evstream_restart() or evstream_take_over() in a transaction of its own.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("cannot PREPARE a transaction that has restarted the workers of evstream"),
+			 errhint(
+				 "Call evstream_restart() or evstream_take_over() in a transaction of its own.")));
 	if (!holding && !pending_look && !pending_restart && !pending_scan && pending_wakes == 0)
 		return;
 

@@ -18,20 +18,20 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define KAFKA_ERROR_SIZE	512
-#define KAFKA_MARK_SIZE		256
+#define KAFKA_ERROR_SIZE 512
+#define KAFKA_MARK_SIZE  256
 
 typedef enum KafkaStatus
 {
 	KAFKA_OK = 0,
-	KAFKA_AWAY,					/* timeout, transport, no leader: try again */
-	KAFKA_QUEUE_FULL,			/* producer: poll and try again */
-	KAFKA_UNKNOWN_TOPIC,		/* topic or partition does not exist (yet) */
-	KAFKA_OUT_OF_RANGE,			/* consumer: offset expired or beyond the end */
-	KAFKA_REFUSED,				/* this record is refused for good */
-	KAFKA_DENIED,				/* authentication or authorization */
-	KAFKA_FATAL,				/* the handle is of no more use: close, open */
-	KAFKA_FAILED				/* anything else; see the error text */
+	KAFKA_AWAY,          /* timeout, transport, no leader: try again */
+	KAFKA_QUEUE_FULL,    /* producer: poll and try again */
+	KAFKA_UNKNOWN_TOPIC, /* topic or partition does not exist (yet) */
+	KAFKA_OUT_OF_RANGE,  /* consumer: offset expired or beyond the end */
+	KAFKA_REFUSED,       /* this record is refused for good */
+	KAFKA_DENIED,        /* authentication or authorization */
+	KAFKA_FATAL,         /* the handle is of no more use: close, open */
+	KAFKA_FAILED         /* anything else; see the error text */
 } KafkaStatus;
 
 typedef struct KafkaPair
@@ -44,22 +44,22 @@ typedef struct KafkaPair
 typedef struct KafkaConf
 {
 	const char *brokers;
-	const char *group;			/* consumer only */
+	const char *group; /* consumer only */
 	const char *client_id;
-	const char *options;		/* "key=value;key=value", as checked by
+	const char *options;      /* "key=value;key=value", as checked by
 								 * kafka_options_check() */
-	const KafkaPair *secrets;	/* from the secrets file */
-	int			nsecrets;
-	size_t		max_event_bytes;
-	size_t		queue_bytes;	/* most bytes held by librdkafka; 0 = 64 MB */
-	bool		single_records; /* producer: each record is a batch of its own,
+	const KafkaPair *secrets; /* from the secrets file */
+	int nsecrets;
+	size_t max_event_bytes;
+	size_t queue_bytes;  /* most bytes held by librdkafka; 0 = 64 MB */
+	bool single_records; /* producer: each record is a batch of its own,
 								 * so that a refusal is about it alone */
 } KafkaConf;
 
 typedef struct KafkaClient KafkaClient;
 
 /* A line that librdkafka logged, taken by kafka_poll(). */
-typedef void (*KafkaLogHook) (int syslog_level, const char *text, void *arg);
+typedef void (*KafkaLogHook)(int syslog_level, const char *text, void *arg);
 
 /*
  * Is `options` acceptable as evstream.kafka_options?  NULL if so, else a
@@ -90,14 +90,14 @@ extern KafkaClient *kafka_consumer_open(const KafkaConf *conf, char *error);
  * should end by _exit(), because its threads still run.
  */
 extern void kafka_close(KafkaClient *client, int timeout_ms);
-extern int	kafka_unfinished(void);
+extern int kafka_unfinished(void);
 
 /*
  * A descriptor that becomes readable when there is something to poll or to
  * consume.  kafka_poll() empties it, serves logs (to hook), errors and
  * delivery reports, and never waits.
  */
-extern int	kafka_fd(KafkaClient *client);
+extern int kafka_fd(KafkaClient *client);
 extern void kafka_poll(KafkaClient *client, KafkaLogHook hook, void *arg);
 
 /* The last error's text ("" if none); valid until the next call. */
@@ -113,43 +113,39 @@ extern KafkaStatus kafka_health(KafkaClient *client);
 /* ---- topics and offsets (each waits for a broker, at most timeout_ms) ---- */
 
 /* Number of partitions; KAFKA_UNKNOWN_TOPIC where it does not exist. */
-extern KafkaStatus kafka_topic_partitions(KafkaClient *client, const char *topic,
-										  int timeout_ms, int *npartitions);
+extern KafkaStatus kafka_topic_partitions(KafkaClient *client, const char *topic, int timeout_ms,
+										  int *npartitions);
 
 /* The cluster's id, into buf (at most size bytes with the NUL). */
-extern KafkaStatus kafka_cluster_id(KafkaClient *client, int timeout_ms,
-									char *buf, size_t size);
+extern KafkaStatus kafka_cluster_id(KafkaClient *client, int timeout_ms, char *buf, size_t size);
 
 /* Creates with the broker's default replication; OK where it exists already. */
-extern KafkaStatus kafka_topic_create(KafkaClient *client, const char *topic,
-									  int npartitions, int timeout_ms);
+extern KafkaStatus kafka_topic_create(KafkaClient *client, const char *topic, int npartitions,
+									  int timeout_ms);
 
-extern KafkaStatus kafka_watermarks(KafkaClient *client, const char *topic,
-									int partition, int timeout_ms,
-									int64_t *low, int64_t *high);
+extern KafkaStatus kafka_watermarks(KafkaClient *client, const char *topic, int partition,
+									int timeout_ms, int64_t *low, int64_t *high);
 
 /* First offset with a timestamp >= ms; the end offset where there is none. */
-extern KafkaStatus kafka_offset_for_time(KafkaClient *client, const char *topic,
-										 int partition, int64_t ms, int timeout_ms,
-										 int64_t *offset);
+extern KafkaStatus kafka_offset_for_time(KafkaClient *client, const char *topic, int partition,
+										 int64_t ms, int timeout_ms, int64_t *offset);
 
 /* ---- consuming ---- */
 
 typedef struct KafkaAssignment
 {
 	const char *topic;
-	int			partition;
-	int64_t		offset;			/* where fetching begins */
-	int64_t		high;			/* out, by kafka_highs(): end offset as last
+	int partition;
+	int64_t offset; /* where fetching begins */
+	int64_t high;   /* out, by kafka_highs(): end offset as last
 								 * seen, or -1 */
 	/* for the group's committed offsets: */
-	int64_t		committed;		/* in: to commit; out: as found, or -1 */
-	char		mark[KAFKA_MARK_SIZE];	/* metadata of the commit, in and out */
+	int64_t committed;          /* in: to commit; out: as found, or -1 */
+	char mark[KAFKA_MARK_SIZE]; /* metadata of the commit, in and out */
 } KafkaAssignment;
 
 /* Replaces the whole assignment; nothing fetched before it is handed out after. */
-extern KafkaStatus kafka_assign(KafkaClient *client, const KafkaAssignment *parts,
-								int nparts);
+extern KafkaStatus kafka_assign(KafkaClient *client, const KafkaAssignment *parts, int nparts);
 
 /*
  * A record, or (status != KAFKA_OK) an error of one partition, with its text
@@ -159,43 +155,42 @@ extern KafkaStatus kafka_assign(KafkaClient *client, const KafkaAssignment *part
 typedef struct KafkaRecord
 {
 	KafkaStatus status;
-	int			part;			/* index into the assignment */
-	int64_t		offset;
-	int64_t		timestamp_ms;	/* or -1 */
-	const char *key;			/* NULL = none */
-	size_t		key_len;
-	const char *value;			/* NULL = tombstone */
-	size_t		value_len;
-	void	   *handle;
+	int part; /* index into the assignment */
+	int64_t offset;
+	int64_t timestamp_ms; /* or -1 */
+	const char *key;      /* NULL = none */
+	size_t key_len;
+	const char *value; /* NULL = tombstone */
+	size_t value_len;
+	void *handle;
 } KafkaRecord;
 
 /*
  * Takes what has been fetched, at most max records, without waiting; each is
  * to be given back by kafka_record_free().
  */
-extern int	kafka_consume(KafkaClient *client, KafkaRecord *records, int max);
+extern int kafka_consume(KafkaClient *client, KafkaRecord *records, int max);
 extern void kafka_record_free(KafkaRecord *record);
 
 /* The last header of that name; false where there is none. */
-extern bool kafka_record_header(const KafkaRecord *record, const char *name,
-								const char **value, size_t *len);
+extern bool kafka_record_header(const KafkaRecord *record, const char *name, const char **value,
+								size_t *len);
 
 /* The i-th header; false behind the last; value may be NULL. */
-extern bool kafka_record_header_at(const KafkaRecord *record, int i,
-								   const char **name, const char **value,
-								   size_t *len);
+extern bool kafka_record_header_at(const KafkaRecord *record, int i, const char **name,
+								   const char **value, size_t *len);
 
 /* End offsets as known from fetching, without asking a broker. */
 extern void kafka_highs(KafkaClient *client, KafkaAssignment *parts, int nparts);
 
 /* What the group has committed, with its marks. */
-extern KafkaStatus kafka_committed(KafkaClient *client, KafkaAssignment *parts,
-								   int nparts, int timeout_ms);
+extern KafkaStatus kafka_committed(KafkaClient *client, KafkaAssignment *parts, int nparts,
+								   int timeout_ms);
 
 /* Commits parts[].committed with mark, without waiting for the answer
  * (timeout_ms = 0), or waiting for it. */
-extern KafkaStatus kafka_commit(KafkaClient *client, const KafkaAssignment *parts,
-								int nparts, int timeout_ms);
+extern KafkaStatus kafka_commit(KafkaClient *client, const KafkaAssignment *parts, int nparts,
+								int timeout_ms);
 
 /* ---- producing ---- */
 
@@ -203,29 +198,27 @@ typedef struct KafkaHeader
 {
 	const char *name;
 	const char *value;
-	size_t		len;
+	size_t len;
 } KafkaHeader;
 
 /* Queues a copy; the delivery report carries tag. */
-extern KafkaStatus kafka_produce(KafkaClient *client, const char *topic,
-								 const char *key, size_t key_len,
-								 const char *value, size_t value_len,
-								 int64_t timestamp_ms,
-								 const KafkaHeader *headers, int nheaders,
+extern KafkaStatus kafka_produce(KafkaClient *client, const char *topic, const char *key,
+								 size_t key_len, const char *value, size_t value_len,
+								 int64_t timestamp_ms, const KafkaHeader *headers, int nheaders,
 								 uint64_t tag);
 
 typedef struct KafkaDelivery
 {
-	uint64_t	tag;
-	KafkaStatus status;			/* KAFKA_OK, KAFKA_REFUSED (this record alone),
+	uint64_t tag;
+	KafkaStatus status; /* KAFKA_OK, KAFKA_REFUSED (this record alone),
 								 * or any other: it was not written, or it is
 								 * not known */
-	int			partition;
-	int64_t		offset;
-	char		error[128];
+	int partition;
+	int64_t offset;
+	char error[128];
 } KafkaDelivery;
 
 /* Takes delivery reports that kafka_poll() found; returns how many. */
-extern int	kafka_deliveries(KafkaClient *client, KafkaDelivery *out, int max);
+extern int kafka_deliveries(KafkaClient *client, KafkaDelivery *out, int max);
 
-#endif							/* EVSTREAM_KAFKA_H */
+#endif /* EVSTREAM_KAFKA_H */

@@ -248,10 +248,12 @@ find_stats_limit(void *arg)
 	Oid types[] = {TIMESTAMPTZOID};
 	Datum values[] = {TimestampTzGetDatum(turn->now - Max(kept, 0))};
 
-	turn->found = kept >= 0 &&
-				  execute("SELECT pg_catalog.date_trunc('month', evstream.day_of($1, time_zone)::timestamp)::date"
-						  " FROM evstream.state",
-						  1, types, values) > 0;
+	turn->found =
+		kept >= 0 &&
+		execute(
+			"SELECT pg_catalog.date_trunc('month', evstream.day_of($1, time_zone)::timestamp)::date"
+			" FROM evstream.state",
+			1, types, values) > 0;
 	if (turn->found)
 		turn->before = DatumGetDateADT(first_value((Datum) 0));
 }
@@ -556,8 +558,8 @@ prune_filters(void *arg)
 	execute("SELECT pg_catalog.pg_current_snapshot()::text", 0, NULL, NULL);
 	now = first_value((Datum) 0);
 	if (filters_context == NULL)
-		filters_context = AllocSetContextCreate(TopMemoryContext, "evstream filters",
-												ALLOCSET_SMALL_SIZES);
+		filters_context =
+			AllocSetContextCreate(TopMemoryContext, "evstream filters", ALLOCSET_SMALL_SIZES);
 	MemoryContextReset(filters_context);
 	filters_snapshot = MemoryContextStrdup(filters_context, TextDatumGetCString(now));
 }

@@ -23,7 +23,7 @@
 #include "worker.h"
 
 /* Safety against a wake-up that was not sent */
-#define IDLE_MS 1000
+#define IDLE_MS    1000
 #define LOOK_EVERY (5 * USECS_PER_SEC)
 
 /* Between two tries while Redis cannot be used */
@@ -45,13 +45,16 @@ static const struct
 	const char *hint;
 } problem_kinds[NP_COUNT] = {
 	[NP_CONFIG] = {"configuration", "Check the setting evstream.redis_url and the secrets file."},
-	[NP_FOREIGN] = {"foreign_mark", "If this database is to be the owner, call evstream_take_over(); "
-									"otherwise set another evstream.redis_prefix."},
-	[NP_AWAY] = {"away", "Tracking and counting go on. Check Redis and the setting evstream.redis_url."},
+	[NP_FOREIGN] = {"foreign_mark",
+					"If this database is to be the owner, call evstream_take_over(); "
+					"otherwise set another evstream.redis_prefix."},
+	[NP_AWAY] = {"away",
+				 "Tracking and counting go on. Check Redis and the setting evstream.redis_url."},
 	[NP_NOAUTH] = {"denied", "Check redis_user and redis_password in the secrets file."},
 	[NP_LOADING] = {"loading", "Sending goes on when it has finished."},
 	[NP_READONLY] = {"read_only", "Let evstream.redis_url name the primary."},
-	[NP_OOM] = {"full", "Raise maxmemory of Redis, or lower evstream.stream_maxlen; sending then goes on."},
+	[NP_OOM] = {"full",
+				"Raise maxmemory of Redis, or lower evstream.stream_maxlen; sending then goes on."},
 	[NP_MISCONF] = {"cannot_save", "Look into the log of Redis: it cannot save to its disk."},
 	[NP_BUSY] = {"busy", "Sending goes on when that script has ended; SCRIPT KILL ends it."},
 	[NP_NOPERM] = {"not_permitted",
@@ -59,11 +62,15 @@ static const struct
 				   "and the commands of hashes, streams, pub/sub, keyspace and scripting."},
 	[NP_STATE_KEY] = {"state_key", "Remove it, or set another evstream.redis_prefix."},
 	[NP_FAILED] = {"failed", "Look into the log of Redis."},
-	[NP_ASIDE] = {"set_aside", "Remove or rename these keys in Redis; the streams then begin a new epoch."},
-	[NP_PUBLISH] = {"publish_denied", "Give the user of Redis PUBLISH and the channels below evstream.redis_prefix."},
-	[NP_BRIDGE] = {"bridge_denied", "Give the user of Redis PUBLISH and the channels below evstream.redis_prefix."},
+	[NP_ASIDE] = {"set_aside",
+				  "Remove or rename these keys in Redis; the streams then begin a new epoch."},
+	[NP_PUBLISH] = {"publish_denied",
+					"Give the user of Redis PUBLISH and the channels below evstream.redis_prefix."},
+	[NP_BRIDGE] = {"bridge_denied",
+				   "Give the user of Redis PUBLISH and the channels below evstream.redis_prefix."},
 	[NP_DROPPED] = {"dropped", "evstream_restart() takes this message away."},
-	[NP_WENT_BACK] = {"new_epochs", "Subscribers see the epoch change and ask evstream_backfill()."},
+	[NP_WENT_BACK] = {"new_epochs",
+					  "Subscribers see the epoch change and ask evstream_backfill()."},
 	[NP_EMPTIED] = {"emptied", "Subscribers see the epoch change and ask evstream_backfill()."},
 };
 
@@ -134,8 +141,8 @@ adopt_filters(void)
 	sql_execute("UPDATE evstream.filters SET made_xid = '3'", 0, NULL, NULL, NULL, SPI_OK_UPDATE);
 	sql_execute("UPDATE evstream.former_subscribers SET ended_xid = '3'", 0, NULL, NULL, NULL,
 				SPI_OK_UPDATE);
-	sql_execute("UPDATE evstream.batch_log SET snapshot = pg_catalog.pg_current_snapshot()", 0, NULL,
-				NULL, NULL, SPI_OK_UPDATE);
+	sql_execute("UPDATE evstream.batch_log SET snapshot = pg_catalog.pg_current_snapshot()", 0,
+				NULL, NULL, NULL, SPI_OK_UPDATE);
 }
 
 static void

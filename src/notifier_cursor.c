@@ -108,8 +108,9 @@ identity_unit(void *arg)
 	database = DatumGetObjectId(sql_column(0, 3, NULL));
 	notifier.claim = DatumGetInt64(sql_column(0, 4, NULL));
 	unit->ours = system == (int64) GetSystemIdentifier() && database == MyDatabaseId;
-	snprintf(notifier.owner, sizeof(notifier.owner), OWNER_PREFIX "%s/" UINT64_FORMAT "/%u/" INT64_FORMAT,
-			 id, (uint64) system, database, notifier.claim);
+	snprintf(notifier.owner, sizeof(notifier.owner),
+			 OWNER_PREFIX "%s/" UINT64_FORMAT "/%u/" INT64_FORMAT, id, (uint64) system, database,
+			 notifier.claim);
 }
 
 /* The mirror and the highest epoch. */
@@ -254,8 +255,8 @@ anchor(const char *owner, bool new_epochs, const CheckPart *checks, int nchecks)
 	bool done;
 
 	if (new_epochs)
-		notifier.epoch = Max(notifier.epoch + 1,
-							 (GetCurrentTimestamp() + UNIX_EPOCH_OFFSET_US) / 1000);
+		notifier.epoch =
+			Max(notifier.epoch + 1, (GetCurrentTimestamp() + UNIX_EPOCH_OFFSET_US) / 1000);
 	argv[argc++] = notifier_name("state", "");
 	argv[argc++] = owner;
 	argv[argc++] = notifier.owner;
@@ -272,7 +273,8 @@ anchor(const char *owner, bool new_epochs, const CheckPart *checks, int nchecks)
 	}
 	if (argc == 4 && !new_epochs && strcmp(owner, notifier.owner) == 0)
 		return true;
-	if (link_script(notifier_script_anchor, 1, argc, argv, NULL, LINK_COMMAND_MS, &reply) != RSTATUS_OK)
+	if (link_script(notifier_script_anchor, 1, argc, argv, NULL, LINK_COMMAND_MS, &reply) !=
+		RSTATUS_OK)
 		return false;
 	word = redis_reply_text(redis_reply_at(reply, 0), NULL);
 	done = word != NULL && strcmp(word, "ok") == 0;
@@ -347,8 +349,9 @@ cursor_check(void)
 	}
 	if (!unit.ours)
 	{
-		notifier_problem(NP_FOREIGN,
-						 "this database was restored or moved, and has not taken over its Redis prefix");
+		notifier_problem(
+			NP_FOREIGN,
+			"this database was restored or moved, and has not taken over its Redis prefix");
 		MemoryContextSwitchTo(old);
 		return false;
 	}
@@ -387,12 +390,15 @@ cursor_check(void)
 		if (lost || went_back || older)
 			status_notified_clear(MyDatabaseId);
 		if (went_back)
-			notifier_problem(NP_WENT_BACK,
-							 "the database is older than what Redis holds: all streams begin a new epoch");
+			notifier_problem(
+				NP_WENT_BACK,
+				"the database is older than what Redis holds: all streams begin a new epoch");
 		else if (lost)
 			notifier_problem(NP_EMPTIED, "Redis came back empty: all streams begin a new epoch");
 		else if (older)
-			ereport(LOG, (errmsg("Redis came back as it was some time before, sending goes on from there")));
+			ereport(
+				LOG,
+				(errmsg("Redis came back as it was some time before, sending goes on from there")));
 	}
 	MemoryContextSwitchTo(old);
 	return notifier.checked;
@@ -416,12 +422,13 @@ mirror_unit(void *arg)
 
 		if (part->place.passed_at == 0 || part->place.passed_at == part->mirrored_at)
 			continue;
-		sql_execute("INSERT INTO evstream.notifier_cursors"
-					" (log_id, log_partition, received_at, event_id, passed_at)"
-					" VALUES ($1, $2, $3, $4, $5)"
-					" ON CONFLICT (log_id, log_partition) DO UPDATE SET received_at = excluded.received_at,"
-					" event_id = excluded.event_id, passed_at = excluded.passed_at",
-					5, types, values, cursor->any ? NULL : "  nn ", SPI_OK_INSERT);
+		sql_execute(
+			"INSERT INTO evstream.notifier_cursors"
+			" (log_id, log_partition, received_at, event_id, passed_at)"
+			" VALUES ($1, $2, $3, $4, $5)"
+			" ON CONFLICT (log_id, log_partition) DO UPDATE SET received_at = excluded.received_at,"
+			" event_id = excluded.event_id, passed_at = excluded.passed_at",
+			5, types, values, cursor->any ? NULL : "  nn ", SPI_OK_INSERT);
 	}
 	if (notifier.epoch != notifier.mirrored_epoch)
 	{

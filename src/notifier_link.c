@@ -55,9 +55,9 @@ problem_of(RedisStatus status)
 }
 
 /* Faults of Redis as a whole, of which one stands at a time. */
-static const NotifierProblem faults[] = {NP_CONFIG, NP_AWAY, NP_NOAUTH,    NP_LOADING,
-										 NP_READONLY, NP_OOM, NP_MISCONF,  NP_BUSY,
-										 NP_NOPERM, NP_STATE_KEY, NP_FAILED};
+static const NotifierProblem faults[] = {NP_CONFIG,   NP_AWAY,      NP_NOAUTH,  NP_LOADING,
+										 NP_READONLY, NP_OOM,       NP_MISCONF, NP_BUSY,
+										 NP_NOPERM,   NP_STATE_KEY, NP_FAILED};
 
 /* Those that an answer ends; the others end when something was written. */
 static const NotifierProblem link_faults[] = {NP_CONFIG, NP_AWAY, NP_NOAUTH, NP_LOADING, NP_BUSY};
@@ -363,8 +363,9 @@ look_at_dropped(void)
 	if (dropped == told)
 		return;
 	told = dropped;
-	message = psprintf(INT64_FORMAT " notifications were dropped, as more than %d MB waited for Redis",
-					   dropped, LISTEN_MAX_BYTES / (1024 * 1024));
+	message =
+		psprintf(INT64_FORMAT " notifications were dropped, as more than %d MB waited for Redis",
+				 dropped, LISTEN_MAX_BYTES / (1024 * 1024));
 	notifier_problem(NP_DROPPED, message);
 	pfree(message);
 }

@@ -96,8 +96,8 @@ read_partitions_unit(void *arg)
 		if (notifier.parts == NULL)
 			notifier.parts = MemoryContextAlloc(notifier.context, sizeof(NotifierPartition *));
 		else
-			notifier.parts = repalloc(notifier.parts,
-									  (notifier.nparts + 1) * sizeof(NotifierPartition *));
+			notifier.parts =
+				repalloc(notifier.parts, (notifier.nparts + 1) * sizeof(NotifierPartition *));
 		notifier.parts[notifier.nparts++] = part;
 		*any_new = true;
 	}
@@ -144,14 +144,15 @@ prepare_plans(void)
 						 INT8OID, INT8OID, INT8OID};
 
 	if (batch_plan == NULL)
-		batch_plan = prepare("SELECT generation, from_offset, to_offset, last_received_at, snapshot::text, xmin"
-							 " FROM evstream.batch_log WHERE log_id = $1 AND log_partition = $2"
-							 " AND (generation, from_offset) >= ($3, $4)"
-							 " ORDER BY generation, from_offset LIMIT " CppAsString2(READ_BATCHES),
-							 4, batch_types);
+		batch_plan = prepare(
+			"SELECT generation, from_offset, to_offset, last_received_at, snapshot::text, xmin"
+			" FROM evstream.batch_log WHERE log_id = $1 AND log_partition = $2"
+			" AND (generation, from_offset) >= ($3, $4)"
+			" ORDER BY generation, from_offset LIMIT " CppAsString2(READ_BATCHES),
+			4, batch_types);
 	if (events_by_offset == NULL)
 		events_by_offset = prepare(EVENT_COLUMNS " AND log_offset >= $6 AND log_offset < $7"
-								   " ORDER BY log_offset LIMIT $5",
+												 " ORDER BY log_offset LIMIT $5",
 								   7, event_types);
 	if (events_by_time == NULL)
 		events_by_time = prepare(EVENT_COLUMNS " ORDER BY received_at LIMIT $5", 5, event_types);
@@ -177,21 +178,23 @@ static bool
 find_place(const NotifierPartition *part, NotifierPlace *place)
 {
 	Oid types[] = {INT4OID, INT4OID, TIMESTAMPTZOID};
-	Datum values[] = {Int32GetDatum(part->log_id), Int32GetDatum(part->partition),
-					  TimestampTzGetDatum(place->cursor.any ? place->cursor.received_at : DT_NOBEGIN)};
+	Datum values[] = {
+		Int32GetDatum(part->log_id), Int32GetDatum(part->partition),
+		TimestampTzGetDatum(place->cursor.any ? place->cursor.received_at : DT_NOBEGIN)};
 	TimestampTz first_at;
 	bool isnull;
 
 	/* the oldest that is not behind the cursor, or else the newest of all */
-	if (sql_execute_kept("(SELECT generation, from_offset, last_received_at, 0 AS n FROM evstream.batch_log"
-						 "  WHERE log_id = $1 AND log_partition = $2 AND last_received_at > $3"
-						 "  ORDER BY generation, from_offset LIMIT 1)"
-						 " UNION ALL"
-						 " (SELECT generation, to_offset, last_received_at, 1 FROM evstream.batch_log"
-						 "  WHERE log_id = $1 AND log_partition = $2"
-						 "  ORDER BY generation DESC, from_offset DESC LIMIT 1)"
-						 " ORDER BY n LIMIT 1",
-						 3, types, values, NULL, false, SPI_OK_SELECT) == 0)
+	if (sql_execute_kept(
+			"(SELECT generation, from_offset, last_received_at, 0 AS n FROM evstream.batch_log"
+			"  WHERE log_id = $1 AND log_partition = $2 AND last_received_at > $3"
+			"  ORDER BY generation, from_offset LIMIT 1)"
+			" UNION ALL"
+			" (SELECT generation, to_offset, last_received_at, 1 FROM evstream.batch_log"
+			"  WHERE log_id = $1 AND log_partition = $2"
+			"  ORDER BY generation DESC, from_offset DESC LIMIT 1)"
+			" ORDER BY n LIMIT 1",
+			3, types, values, NULL, false, SPI_OK_SELECT) == 0)
 		return false;
 	place->placed = true;
 	place->generation = DatumGetInt32(sql_column(0, 1, NULL));
@@ -204,10 +207,11 @@ find_place(const NotifierPartition *part, NotifierPlace *place)
 		return true;
 	}
 	/* Is it known what was before it? */
-	place->by_time = place->cursor.any &&
-					 sql_execute("SELECT FROM evstream.batch_log WHERE log_id = $1 AND log_partition = $2"
-								 " AND last_received_at <= $3 LIMIT 1",
-								 3, types, values, NULL, SPI_OK_SELECT) == 0;
+	place->by_time =
+		place->cursor.any &&
+		sql_execute("SELECT FROM evstream.batch_log WHERE log_id = $1 AND log_partition = $2"
+					" AND last_received_at <= $3 LIMIT 1",
+					3, types, values, NULL, SPI_OK_SELECT) == 0;
 	return true;
 }
 
@@ -282,8 +286,8 @@ format_event(const NotifierPartition *part, Datum *values, bool *nulls, const Ma
 	if (match->has_amount)
 		event.amount = text_of_cstring(
 			DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(match->amount))));
-	event.properties = text_of_cstring(
-		JsonbToCString(NULL, &match->properties->root, VARSIZE(match->properties)));
+	event.properties =
+		text_of_cstring(JsonbToCString(NULL, &match->properties->root, VARSIZE(match->properties)));
 
 	event_format_time(DatumGetTimestampTz(values[COL_RECEIVED_AT]) + UNIX_EPOCH_OFFSET_US, time);
 	initStringInfo(&extra);
@@ -330,8 +334,7 @@ number_of(NotifierChunk *chunk, int index)
 					: MemoryContextAlloc(notifier.chunk_context,
 										 chunk->subscribers_size * sizeof(char *));
 		}
-		chunk->subscribers[chunk->nsubscribers] =
-			MemoryContextStrdup(notifier.chunk_context, name);
+		chunk->subscribers[chunk->nsubscribers] = MemoryContextStrdup(notifier.chunk_context, name);
 		numbers[index] = ++chunk->nsubscribers;
 		chunk->bytes += 2 * strlen(name);
 	}
@@ -362,10 +365,10 @@ add_event(NotifierChunk *chunk, Datum *values, bool *nulls)
 		chunk->events_size = Max(64, chunk->events_size * 2);
 		if (chunk->events == NULL)
 		{
-			chunk->events = MemoryContextAlloc(notifier.chunk_context,
-											   chunk->events_size * sizeof(EventText));
-			chunk->receivers = MemoryContextAlloc(notifier.chunk_context,
-												  chunk->events_size * sizeof(char *));
+			chunk->events =
+				MemoryContextAlloc(notifier.chunk_context, chunk->events_size * sizeof(EventText));
+			chunk->receivers =
+				MemoryContextAlloc(notifier.chunk_context, chunk->events_size * sizeof(char *));
 		}
 		else
 		{
@@ -419,11 +422,13 @@ read_batch(NotifierChunk *chunk, const ReadBatch *batch, MemoryContext scratch)
 	for (;;)
 	{
 		int64 limit = row_limit;
-		Datum args[7] = {
-			Int32GetDatum(chunk->part->log_id), Int32GetDatum(chunk->part->partition),
-			TimestampTzGetDatum(cursor->any ? cursor->received_at : DT_NOBEGIN),
-			TimestampTzGetDatum(batch->last_received_at), Int64GetDatum(limit),
-			Int64GetDatum(place->inside_next), Int64GetDatum(batch->to_offset)};
+		Datum args[7] = {Int32GetDatum(chunk->part->log_id),
+						 Int32GetDatum(chunk->part->partition),
+						 TimestampTzGetDatum(cursor->any ? cursor->received_at : DT_NOBEGIN),
+						 TimestampTzGetDatum(batch->last_received_at),
+						 Int64GetDatum(limit),
+						 Int64GetDatum(place->inside_next),
+						 Int64GetDatum(batch->to_offset)};
 		uint64 n = execute(place->by_time ? events_by_time : events_by_offset, args);
 		SPITupleTable *rows = SPI_tuptable;
 		MemoryContext old = MemoryContextSwitchTo(scratch);

@@ -114,8 +114,8 @@ look_at_asides(const RedisReply *reply, const NotifierChunk *chunk)
 	}
 	for (size_t i = 6; i + 1 < redis_reply_count(reply) && nasides < ASIDE_KNOWN; i += 2)
 	{
-		asides[nasides].subscriber = MemoryContextStrdup(
-			notifier.context, redis_reply_text(redis_reply_at(reply, i), NULL));
+		asides[nasides].subscriber =
+			MemoryContextStrdup(notifier.context, redis_reply_text(redis_reply_at(reply, i), NULL));
 		asides[nasides++].why = MemoryContextStrdup(
 			notifier.context, redis_reply_text(redis_reply_at(reply, i + 1), NULL));
 		changed = true;
@@ -258,10 +258,9 @@ send_chunk(NotifierChunk *chunk)
 
 	cursor_format(&chunk->after.cursor, after);
 	build_args(chunk, after);
-	status = link_script(notifier_script_send, 1 + chunk->nsubscribers, argc, argv, lens,
-						 LINK_COMMAND_MS *
-							 (1 + (long) (chunk->ndeliveries / DELIVERIES_PER_TIMEOUT)),
-						 &reply);
+	status = link_script(
+		notifier_script_send, 1 + chunk->nsubscribers, argc, argv, lens,
+		LINK_COMMAND_MS * (1 + (long) (chunk->ndeliveries / DELIVERIES_PER_TIMEOUT)), &reply);
 	MemoryContextSwitchTo(old);
 	if (status != RSTATUS_OK)
 	{
@@ -312,15 +311,16 @@ find_former_unit(void *arg)
 				" WHERE EXISTS (SELECT FROM evstream.filters v"
 				"  WHERE v.subscriber_id = f.subscriber_id AND v.ended_xid IS NULL)",
 				0, NULL, NULL, NULL, SPI_OK_DELETE);
-	n = sql_execute("SELECT f.subscriber_id FROM evstream.former_subscribers f"
-					" WHERE f.expires_at < pg_catalog.now() OR f.expires_at IS NULL"
-					"  AND pg_catalog.pg_visible_in_snapshot(f.ended_xid, pg_catalog.pg_current_snapshot())"
-					"  AND NOT EXISTS (SELECT FROM evstream.batch_log b"
-					"   LEFT JOIN evstream.notifier_cursors c USING (log_id, log_partition)"
-					"   WHERE (c.passed_at IS NULL OR b.last_received_at > c.passed_at)"
-					"    AND NOT pg_catalog.pg_visible_in_snapshot(f.ended_xid, b.snapshot))"
-					" LIMIT " CppAsString2(EXPIRY_ROWS),
-					0, NULL, NULL, NULL, SPI_OK_SELECT);
+	n = sql_execute(
+		"SELECT f.subscriber_id FROM evstream.former_subscribers f"
+		" WHERE f.expires_at < pg_catalog.now() OR f.expires_at IS NULL"
+		"  AND pg_catalog.pg_visible_in_snapshot(f.ended_xid, pg_catalog.pg_current_snapshot())"
+		"  AND NOT EXISTS (SELECT FROM evstream.batch_log b"
+		"   LEFT JOIN evstream.notifier_cursors c USING (log_id, log_partition)"
+		"   WHERE (c.passed_at IS NULL OR b.last_received_at > c.passed_at)"
+		"    AND NOT pg_catalog.pg_visible_in_snapshot(f.ended_xid, b.snapshot))"
+		" LIMIT " CppAsString2(EXPIRY_ROWS),
+		0, NULL, NULL, NULL, SPI_OK_SELECT);
 	old = MemoryContextSwitchTo(notifier.chunk_context);
 	for (uint64 row = 0; row < n; row++)
 		unit->subscribers[unit->n++] = TextDatumGetCString(sql_column(row, 1, NULL));

@@ -44,32 +44,30 @@
 #include "status.h"
 
 /* Rows that a cursor gives at first, before their size is known */
-#define FIRST_FETCH		64
-#define MOST_FETCH		2000
+#define FIRST_FETCH 64
+#define MOST_FETCH  2000
 
-#define OUTBOX_COLUMNS	"xid, id, event_id, tracked_at, user_id, value, traceparent"
+#define OUTBOX_COLUMNS "xid, id, event_id, tracked_at, user_id, value, traceparent"
 
 /*
  * The condition stands outside.  With one in each branch the planner does not
  * merge the branches by their indexes: it sorts all that waits, for each batch.
  */
-#define UNION_OF_TABLES(columns, condition) \
-	"SELECT " columns " FROM (SELECT " columns " FROM evstream.outbox_0" \
-	" UNION ALL SELECT " columns " FROM evstream.outbox_1" \
+#define UNION_OF_TABLES(columns, condition)                                                        \
+	"SELECT " columns " FROM (SELECT " columns " FROM evstream.outbox_0"                           \
+	" UNION ALL SELECT " columns " FROM evstream.outbox_1"                                         \
 	" UNION ALL SELECT " columns " FROM evstream.outbox_2) o WHERE " condition
 
 /* $1, $2: position; $3: xmin (inclusive); $4: snapshot */
-#define RANGE_CONDITION \
-	"(xid, id) > ($1, $2) AND xid >= $3 AND xid < pg_catalog.pg_snapshot_xmax($4)" \
+#define RANGE_CONDITION                                                                            \
+	"(xid, id) > ($1, $2) AND xid >= $3 AND xid < pg_catalog.pg_snapshot_xmax($4)"                 \
 	" AND pg_catalog.pg_visible_in_snapshot(xid, $4)"
 
 /* $1: xid; $2: id */
 #define XID_CONDITION "xid = $1 AND id > $2"
 
-#define RANGE_QUERY \
-	UNION_OF_TABLES(OUTBOX_COLUMNS, RANGE_CONDITION) " ORDER BY xid, id"
-#define XID_QUERY \
-	UNION_OF_TABLES(OUTBOX_COLUMNS, XID_CONDITION) " ORDER BY id"
+#define RANGE_QUERY UNION_OF_TABLES(OUTBOX_COLUMNS, RANGE_CONDITION) " ORDER BY xid, id"
+#define XID_QUERY   UNION_OF_TABLES(OUTBOX_COLUMNS, XID_CONDITION) " ORDER BY id"
 
 static bool wake_wanted = false;
 static int64 dead_letters_written = 0;
@@ -81,8 +79,8 @@ PG_FUNCTION_INFO_V1(evstream_wait);
 static TimestampTz
 time_after(const Interval *interval)
 {
-	int64		days = interval->day + (int64) interval->month * DAYS_PER_MONTH;
-	int64		us;
+	int64 days = interval->day + (int64) interval->month * DAYS_PER_MONTH;
+	int64 us;
 
 	if (pg_mul_s64_overflow(days, USECS_PER_DAY, &us))
 		return days > 0 ? DT_NOEND : DT_NOBEGIN;
@@ -97,12 +95,12 @@ time_after(const Interval *interval)
  * The present snapshot without this transaction, which pg_current_snapshot()
  * takes for a finished one as soon as a later one has finished.
  */
-#define OTHERS_SNAPSHOT \
-	"SELECT CASE WHEN own < pg_catalog.pg_snapshot_xmax(s) THEN" \
-	"   (pg_catalog.pg_snapshot_xmin(s) || ':' || pg_catalog.pg_snapshot_xmax(s) || ':' ||" \
-	"    (SELECT pg_catalog.string_agg(x::text, ',' ORDER BY x)" \
-	"      FROM (SELECT own AS x UNION SELECT pg_catalog.pg_snapshot_xip(s)) r))::pg_snapshot" \
-	"   ELSE s END" \
+#define OTHERS_SNAPSHOT                                                                            \
+	"SELECT CASE WHEN own < pg_catalog.pg_snapshot_xmax(s) THEN"                                   \
+	"   (pg_catalog.pg_snapshot_xmin(s) || ':' || pg_catalog.pg_snapshot_xmax(s) || ':' ||"        \
+	"    (SELECT pg_catalog.string_agg(x::text, ',' ORDER BY x)"                                   \
+	"      FROM (SELECT own AS x UNION SELECT pg_catalog.pg_snapshot_xip(s)) r))::pg_snapshot"     \
+	"   ELSE s END"                                                                                \
 	" FROM pg_catalog.pg_current_snapshot() s, pg_catalog.pg_current_xact_id_if_assigned() own"
 
 /* A pass-by-reference value of the first row, kept beyond the next query. */
@@ -110,7 +108,7 @@ static Datum
 kept_column(int row, int number, MemoryContext context)
 {
 	MemoryContext old = MemoryContextSwitchTo(context);
-	Datum		value = PointerGetDatum(PG_DETOAST_DATUM_COPY(sql_column(row, number, NULL)));
+	Datum value = PointerGetDatum(PG_DETOAST_DATUM_COPY(sql_column(row, number, NULL)));
 
 	MemoryContextSwitchTo(old);
 	return value;
@@ -122,10 +120,10 @@ typedef struct ReadState
 {
 	OutboxBatch *batch;
 	MemoryContext context;
-	int			max;
-	int			allocated;
-	Size		bytes;
-	Size		max_bytes;
+	int max;
+	int allocated;
+	Size bytes;
+	Size max_bytes;
 } ReadState;
 
 static bool
@@ -137,8 +135,8 @@ read_is_full(ReadState *state)
 static char *
 copy_text(Datum value, MemoryContext context, int *len)
 {
-	text	   *source = DatumGetTextPP(value);
-	char	   *result;
+	text *source = DatumGetTextPP(value);
+	char *result;
 
 	*len = VARSIZE_ANY_EXHDR(source);
 	result = MemoryContextAlloc(context, *len + 1);
@@ -151,15 +149,16 @@ static void
 take_row(ReadState *state, int n)
 {
 	OutboxBatch *batch = state->batch;
-	OutboxRow  *row;
-	Datum		trace;
-	bool		isnull;
+	OutboxRow *row;
+	Datum trace;
+	bool isnull;
 
 	if (batch->nrows == state->allocated)
 	{
 		state->allocated = state->allocated == 0 ? 256 : state->allocated * 2;
 		if (batch->rows == NULL)
-			batch->rows = MemoryContextAllocHuge(state->context, state->allocated * sizeof(OutboxRow));
+			batch->rows =
+				MemoryContextAllocHuge(state->context, state->allocated * sizeof(OutboxRow));
 		else
 			batch->rows = repalloc_huge(batch->rows, state->allocated * sizeof(OutboxRow));
 	}
@@ -179,10 +178,10 @@ take_row(ReadState *state, int n)
 static void
 read_query(ReadState *state, const char *sql, int nargs, Oid *types, Datum *values)
 {
-	Portal		portal;
-	SPIPlanPtr	plan = sql_plan(sql, nargs, types);
-	long		fetch = FIRST_FETCH;
-	int			level;
+	Portal portal;
+	SPIPlanPtr plan = sql_plan(sql, nargs, types);
+	long fetch = FIRST_FETCH;
+	int level;
 
 	/* a plan that sorts would read all that is waiting for each batch */
 	level = sql_by_index();
@@ -191,7 +190,7 @@ read_query(ReadState *state, const char *sql, int nargs, Oid *types, Datum *valu
 
 	while (!read_is_full(state))
 	{
-		Size		average;
+		Size average;
 
 		SPI_cursor_fetch(portal, true, Min(fetch, state->max - state->batch->nrows));
 		if (SPI_processed == 0)
@@ -200,7 +199,8 @@ read_query(ReadState *state, const char *sql, int nargs, Oid *types, Datum *valu
 			take_row(state, (int) i);
 		SPI_freetuptable(SPI_tuptable);
 		average = state->bytes / state->batch->nrows + 1;
-		fetch = Min(MOST_FETCH, Max(1, (state->max_bytes - Min(state->bytes, state->max_bytes)) / average));
+		fetch = Min(MOST_FETCH,
+					Max(1, (state->max_bytes - Min(state->bytes, state->max_bytes)) / average));
 	}
 	SPI_cursor_close(portal);
 }
@@ -210,29 +210,30 @@ read_query(ReadState *state, const char *sql, int nargs, Oid *types, Datum *valu
  * nothing) is the snapshot of position->tick.
  */
 static void
-read_between(ReadState *state, const OutboxPosition *position,
-			 Datum previous, Datum snapshot)
+read_between(ReadState *state, const OutboxPosition *position, Datum previous, Datum snapshot)
 {
-	Oid			types[4] = {XID8OID, INT8OID, XID8OID, PG_SNAPSHOTOID};
-	Datum		values[4];
-	uint64		range_start = 0;
+	Oid types[4] = {XID8OID, INT8OID, XID8OID, PG_SNAPSHOTOID};
+	Datum values[4];
+	uint64 range_start = 0;
 
 	if (previous != (Datum) 0)
 	{
-		Oid			old_types[3] = {PG_SNAPSHOTOID, PG_SNAPSHOTOID, XID8OID};
-		Datum		old_values[3] = {previous, snapshot, outbox_xid_datum(position->xid)};
-		uint64		nold;
-		uint64	   *old;
+		Oid old_types[3] = {PG_SNAPSHOTOID, PG_SNAPSHOTOID, XID8OID};
+		Datum old_values[3] = {previous, snapshot, outbox_xid_datum(position->xid)};
+		uint64 nold;
+		uint64 *old;
 
-		outbox_execute_kept("SELECT pg_catalog.pg_snapshot_xmax($1), NULL::xid8 UNION ALL"
-				" SELECT NULL, x FROM pg_catalog.pg_snapshot_xip($1) x"
-				" WHERE pg_catalog.pg_visible_in_snapshot(x, $2) AND x >= $3 ORDER BY 2 NULLS FIRST",
-				3, old_types, old_values, SPI_OK_SELECT);
+		outbox_execute_kept(
+			"SELECT pg_catalog.pg_snapshot_xmax($1), NULL::xid8 UNION ALL"
+			" SELECT NULL, x FROM pg_catalog.pg_snapshot_xip($1) x"
+			" WHERE pg_catalog.pg_visible_in_snapshot(x, $2) AND x >= $3 ORDER BY 2 NULLS FIRST",
+			3, old_types, old_values, SPI_OK_SELECT);
 		range_start = U64FromFullTransactionId(DatumGetFullTransactionId(sql_column(0, 1, NULL)));
 		nold = SPI_processed - 1;
 		old = palloc(Max(1, nold) * sizeof(uint64));
 		for (uint64 i = 0; i < nold; i++)
-			old[i] = U64FromFullTransactionId(DatumGetFullTransactionId(sql_column((int) i + 1, 2, NULL)));
+			old[i] = U64FromFullTransactionId(
+				DatumGetFullTransactionId(sql_column((int) i + 1, 2, NULL)));
 		for (uint64 i = 0; i < nold && !read_is_full(state); i++)
 		{
 			values[0] = outbox_xid_datum(old[i]);
@@ -254,11 +255,12 @@ read_between(ReadState *state, const OutboxPosition *position,
 Datum
 outbox_tick_snapshot(int64 tick)
 {
-	Oid			types[1] = {INT8OID};
-	Datum		values[1] = {Int64GetDatum(tick)};
+	Oid types[1] = {INT8OID};
+	Datum values[1] = {Int64GetDatum(tick)};
 	MemoryContext context = CurrentMemoryContext;
 
-	if (outbox_execute_kept("SELECT snapshot FROM evstream.ticks WHERE tick = $1", 1, types, values, SPI_OK_SELECT) == 0)
+	if (outbox_execute_kept("SELECT snapshot FROM evstream.ticks WHERE tick = $1", 1, types, values,
+							SPI_OK_SELECT) == 0)
 		return (Datum) 0;
 	return kept_column(0, 1, context);
 }
@@ -266,12 +268,12 @@ outbox_tick_snapshot(int64 tick)
 static Datum
 previous_snapshot(const OutboxPosition *position)
 {
-	Datum		previous = outbox_tick_snapshot(position->tick);
+	Datum previous = outbox_tick_snapshot(position->tick);
 
 	/* the base, where all begins, has no snapshot: nothing was visible there */
 	if (previous == (Datum) 0 &&
-		outbox_execute("SELECT FROM evstream.identity WHERE outbox_base = $1", 1, (Oid[]) {INT8OID},
-				(Datum[]) {Int64GetDatum(position->tick)}, SPI_OK_SELECT) == 0)
+		outbox_execute("SELECT FROM evstream.identity WHERE outbox_base = $1", 1, (Oid[]){INT8OID},
+					   (Datum[]){Int64GetDatum(position->tick)}, SPI_OK_SELECT) == 0)
 		elog(ERROR, "snapshot of tick " INT64_FORMAT " is missing", position->tick);
 	return previous;
 }
@@ -279,11 +281,13 @@ previous_snapshot(const OutboxPosition *position)
 bool
 outbox_is_ours(void)
 {
-	Oid			types[2] = {INT8OID, OIDOID};
-	Datum		values[2] = {Int64GetDatum((int64) GetSystemIdentifier()), ObjectIdGetDatum(MyDatabaseId)};
+	Oid types[2] = {INT8OID, OIDOID};
+	Datum values[2] = {Int64GetDatum((int64) GetSystemIdentifier()),
+					   ObjectIdGetDatum(MyDatabaseId)};
 
-	return outbox_execute("SELECT FROM evstream.identity WHERE outbox_system = $1 AND outbox_database = $2",
-				   2, types, values, SPI_OK_SELECT) > 0;
+	return outbox_execute(
+			   "SELECT FROM evstream.identity WHERE outbox_system = $1 AND outbox_database = $2", 2,
+			   types, values, SPI_OK_SELECT) > 0;
 }
 
 /*
@@ -295,36 +299,44 @@ outbox_is_ours(void)
 void
 outbox_adopt(void)
 {
-	Oid			types[2] = {INT8OID, OIDOID};
-	Datum		values[2] = {Int64GetDatum((int64) GetSystemIdentifier()), ObjectIdGetDatum(MyDatabaseId)};
+	Oid types[2] = {INT8OID, OIDOID};
+	Datum values[2] = {Int64GetDatum((int64) GetSystemIdentifier()),
+					   ObjectIdGetDatum(MyDatabaseId)};
 
 	if (outbox_is_ours())
 		return;
-	outbox_execute("LOCK TABLE evstream.outbox_0, evstream.outbox_1, evstream.outbox_2, evstream.ticks"
-			" IN SHARE ROW EXCLUSIVE MODE", 0, NULL, NULL, SPI_OK_UTILITY);
+	outbox_execute(
+		"LOCK TABLE evstream.outbox_0, evstream.outbox_1, evstream.outbox_2, evstream.ticks"
+		" IN SHARE ROW EXCLUSIVE MODE",
+		0, NULL, NULL, SPI_OK_UTILITY);
 	/* another reader may have been faster */
 	if (outbox_is_ours())
 		return;
-	outbox_execute("UPDATE evstream.outbox_0 SET xid = pg_catalog.pg_current_xact_id()", 0, NULL, NULL, SPI_OK_UPDATE);
-	outbox_execute("UPDATE evstream.outbox_1 SET xid = pg_catalog.pg_current_xact_id()", 0, NULL, NULL, SPI_OK_UPDATE);
-	outbox_execute("UPDATE evstream.outbox_2 SET xid = pg_catalog.pg_current_xact_id()", 0, NULL, NULL, SPI_OK_UPDATE);
-	outbox_execute("UPDATE evstream.identity SET outbox_system = $1, outbox_database = $2,"
-			" origin = pg_catalog.gen_random_uuid(),"
-			" outbox_base = 1 + GREATEST(outbox_base, (SELECT max(tick) FROM evstream.ticks),"
-			"   (SELECT max(tick) FROM evstream.relay_log), (SELECT max(tick) FROM evstream.batch_log))",
-			2, types, values, SPI_OK_UPDATE);
+	outbox_execute("UPDATE evstream.outbox_0 SET xid = pg_catalog.pg_current_xact_id()", 0, NULL,
+				   NULL, SPI_OK_UPDATE);
+	outbox_execute("UPDATE evstream.outbox_1 SET xid = pg_catalog.pg_current_xact_id()", 0, NULL,
+				   NULL, SPI_OK_UPDATE);
+	outbox_execute("UPDATE evstream.outbox_2 SET xid = pg_catalog.pg_current_xact_id()", 0, NULL,
+				   NULL, SPI_OK_UPDATE);
+	outbox_execute(
+		"UPDATE evstream.identity SET outbox_system = $1, outbox_database = $2,"
+		" origin = pg_catalog.gen_random_uuid(),"
+		" outbox_base = 1 + GREATEST(outbox_base, (SELECT max(tick) FROM evstream.ticks),"
+		"   (SELECT max(tick) FROM evstream.relay_log), (SELECT max(tick) FROM evstream.batch_log))",
+		2, types, values, SPI_OK_UPDATE);
 	outbox_execute("DELETE FROM evstream.ticks", 0, NULL, NULL, SPI_OK_DELETE);
 	outbox_execute("DELETE FROM evstream.relay_log", 0, NULL, NULL, SPI_OK_DELETE);
-	outbox_execute("UPDATE evstream.local_ranges SET to_tick = from_tick, to_xid = from_xid, to_id = from_id WHERE to_tick IS NULL",
-			0, NULL, NULL, SPI_OK_UPDATE);
+	outbox_execute(
+		"UPDATE evstream.local_ranges SET to_tick = from_tick, to_xid = from_xid, to_id = from_id WHERE to_tick IS NULL",
+		0, NULL, NULL, SPI_OK_UPDATE);
 }
 
 void
-outbox_read(const OutboxPosition *position, int max, Size max_bytes,
-			MemoryContext context, OutboxBatch *batch, bool *made_tick)
+outbox_read(const OutboxPosition *position, int max, Size max_bytes, MemoryContext context,
+			OutboxBatch *batch, bool *made_tick)
 {
 	OutboxPosition at = *position;
-	ReadState	state = {0};
+	ReadState state = {0};
 
 	memset(batch, 0, sizeof(*batch));
 	*made_tick = false;
@@ -335,27 +347,29 @@ outbox_read(const OutboxPosition *position, int max, Size max_bytes,
 
 	for (;;)
 	{
-		Datum		previous = previous_snapshot(&at);
-		Datum		snapshot = outbox_tick_snapshot(at.tick + 1);
-		bool		is_new = snapshot == (Datum) 0;
+		Datum previous = previous_snapshot(&at);
+		Datum snapshot = outbox_tick_snapshot(at.tick + 1);
+		bool is_new = snapshot == (Datum) 0;
 
 		if (is_new)
 		{
 			MemoryContext here = CurrentMemoryContext;
 
-			outbox_execute_kept("SELECT pg_catalog.pg_current_snapshot()", 0, NULL, NULL, SPI_OK_SELECT);
+			outbox_execute_kept("SELECT pg_catalog.pg_current_snapshot()", 0, NULL, NULL,
+								SPI_OK_SELECT);
 			snapshot = kept_column(0, 1, here);
 		}
 		read_between(&state, &at, previous, snapshot);
 
 		if (is_new)
 		{
-			Oid			types[2] = {INT8OID, PG_SNAPSHOTOID};
-			Datum		values[2] = {Int64GetDatum(at.tick + 1), snapshot};
+			Oid types[2] = {INT8OID, PG_SNAPSHOTOID};
+			Datum values[2] = {Int64GetDatum(at.tick + 1), snapshot};
 
 			if (batch->nrows == 0)
 				break;
-			outbox_execute_kept("INSERT INTO evstream.ticks (tick, snapshot) VALUES ($1, $2)", 2, types, values, SPI_OK_INSERT);
+			outbox_execute_kept("INSERT INTO evstream.ticks (tick, snapshot) VALUES ($1, $2)", 2,
+								types, values, SPI_OK_INSERT);
 			*made_tick = true;
 		}
 		if (!read_is_full(&state))
@@ -388,15 +402,16 @@ static bool
 first_waiting(const OutboxPosition *position, Datum snapshot, TimestampTz *tracked_at)
 {
 	OutboxBatch batch = {0};
-	ReadState	state = {0};
+	ReadState state = {0};
 	OutboxPosition at = *position;
-	Datum		previous;
+	Datum previous;
 	MemoryContext here = CurrentMemoryContext;
 
 	if (!outbox_is_ours())
 	{
 		/* to be adopted: all that is there will be read */
-		if (outbox_execute(UNION_OF_TABLES("tracked_at", "true") " LIMIT 1", 0, NULL, NULL, SPI_OK_SELECT) == 0)
+		if (outbox_execute(UNION_OF_TABLES("tracked_at", "true") " LIMIT 1", 0, NULL, NULL,
+						   SPI_OK_SELECT) == 0)
 			return false;
 		if (tracked_at)
 			*tracked_at = DatumGetTimestampTz(sql_column(0, 1, NULL));
@@ -417,7 +432,7 @@ first_waiting(const OutboxPosition *position, Datum snapshot, TimestampTz *track
 	/* first what is left of the tick that is being read, then what is behind it */
 	if (at.xid != 0)
 	{
-		Datum		current = outbox_tick_snapshot(at.tick + 1);
+		Datum current = outbox_tick_snapshot(at.tick + 1);
 
 		if (current != (Datum) 0)
 		{
@@ -443,7 +458,7 @@ evstream_outbox_oldest_waiting(PG_FUNCTION_ARGS)
 {
 	OutboxPosition position;
 	TimestampTz tracked_at;
-	Interval   *result = NULL;
+	Interval *result = NULL;
 
 	SPI_connect();
 	position = outbox_stored_position();
@@ -464,8 +479,8 @@ evstream_outbox_oldest_waiting(PG_FUNCTION_ARGS)
 /* What was received of a partition */
 typedef struct ReceivedEnd
 {
-	int32		log_id;
-	int32		partition;
+	int32 log_id;
+	int32 partition;
 	TimestampTz received_at;
 } ReceivedEnd;
 
@@ -473,10 +488,11 @@ typedef struct ReceivedEnd
 static List *
 received_ends(MemoryContext context)
 {
-	List	   *ends = NIL;
-	uint64		n = outbox_execute("SELECT log_id, log_partition, max(last_received_at) FROM evstream.batch_log"
-								   " WHERE last_received_at IS NOT NULL GROUP BY 1, 2",
-								   0, NULL, NULL, SPI_OK_SELECT);
+	List *ends = NIL;
+	uint64 n =
+		outbox_execute("SELECT log_id, log_partition, max(last_received_at) FROM evstream.batch_log"
+					   " WHERE last_received_at IS NOT NULL GROUP BY 1, 2",
+					   0, NULL, NULL, SPI_OK_SELECT);
 	MemoryContext old = MemoryContextSwitchTo(context);
 
 	for (uint64 row = 0; row < n; row++)
@@ -519,24 +535,23 @@ Datum
 evstream_wait(PG_FUNCTION_ARGS)
 {
 	TimestampTz until;
-	Interval   *timeout = PG_ARGISNULL(0) ? NULL : PG_GETARG_INTERVAL_P(0);
-	Datum		snapshot = (Datum) 0;
+	Interval *timeout = PG_ARGISNULL(0) ? NULL : PG_GETARG_INTERVAL_P(0);
+	Datum snapshot = (Datum) 0;
 	MemoryContext here = CurrentMemoryContext;
-	long		pause_ms = 2;
-	bool		fan_out = !PG_ARGISNULL(1) && PG_GETARG_BOOL(1) && status_fans_out(MyDatabaseId);
-	List	   *notified = NIL;
-	bool		ends_known = false;
+	long pause_ms = 2;
+	bool fan_out = !PG_ARGISNULL(1) && PG_GETARG_BOOL(1) && status_fans_out(MyDatabaseId);
+	List *notified = NIL;
+	bool ends_known = false;
 
 	if (RecoveryInProgress())
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("cannot execute evstream_wait() during recovery"),
-				 errhint("Call it on the primary.")));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("cannot execute evstream_wait() during recovery"),
+						errhint("Call it on the primary.")));
 	until = timeout == NULL ? DT_NOEND : time_after(timeout);
 
 	for (;;)
 	{
-		bool		waiting;
+		bool waiting;
 		OutboxPosition position;
 		TimestampTz now;
 

@@ -21,32 +21,32 @@
 
 typedef struct OutboxPosition
 {
-	int64		tick;			/* read to its end */
-	uint64		xid;			/* within tick + 1 */
-	int64		id;
+	int64 tick; /* read to its end */
+	uint64 xid; /* within tick + 1 */
+	int64 id;
 } OutboxPosition;
 
 typedef struct OutboxRow
 {
-	uint64		xid;
-	int64		id;
-	pg_uuid_t	event_id;
+	uint64 xid;
+	int64 id;
+	pg_uuid_t event_id;
 	TimestampTz tracked_at;
-	char	   *user_id;		/* the key; not NUL-terminated */
-	int			user_id_len;
-	char	   *value;			/* the event's JSON */
-	int			value_len;
-	char	   *traceparent;	/* or NULL */
-	int			traceparent_len;
+	char *user_id; /* the key; not NUL-terminated */
+	int user_id_len;
+	char *value; /* the event's JSON */
+	int value_len;
+	char *traceparent; /* or NULL */
+	int traceparent_len;
 } OutboxRow;
 
 typedef struct OutboxBatch
 {
-	int			nrows;
-	OutboxRow  *rows;			/* in the order of (xid, id) */
-	OutboxPosition after;		/* position behind the last row; behind the
+	int nrows;
+	OutboxRow *rows;      /* in the order of (xid, id) */
+	OutboxPosition after; /* position behind the last row; behind the
 								 * tick if tick_done */
-	bool		tick_done;		/* this was the last of the tick */
+	bool tick_done;       /* this was the last of the tick */
 } OutboxBatch;
 
 /*
@@ -62,8 +62,7 @@ typedef struct OutboxBatch
  * leaves the server that a crash could take back.  Memory: in `context`.
  */
 extern void outbox_read(const OutboxPosition *position, int max, Size max_bytes,
-						MemoryContext context, OutboxBatch *batch,
-						bool *made_tick);
+						MemoryContext context, OutboxBatch *batch, bool *made_tick);
 
 /*
  * Position from which the relay, or the embedded log, goes on.  log_id is that
@@ -74,7 +73,7 @@ extern OutboxPosition outbox_relay_position(int32 log_id);
 extern OutboxPosition outbox_local_position(void);
 
 /* Compare: < 0, 0, > 0. */
-extern int	outbox_position_cmp(const OutboxPosition *a, const OutboxPosition *b);
+extern int outbox_position_cmp(const OutboxPosition *a, const OutboxPosition *b);
 
 /*
  * The position up to which all rows are known to be stored: through the
@@ -84,8 +83,8 @@ extern OutboxPosition outbox_stored_position(void);
 
 /* Records the relay's progress: position, and the next offset of each
  * partition of log_id (offsets[nparts]; 0 where nothing was delivered yet). */
-extern void outbox_relay_advance(const OutboxPosition *position, int32 log_id,
-								 const int64 *offsets, int nparts);
+extern void outbox_relay_advance(const OutboxPosition *position, int32 log_id, const int64 *offsets,
+								 int nparts);
 
 /* The uuid and so on that relayed records carry in the header "evstream-origin":
  * "<uuid>/<tick>/<xid>/<id>"; tick is that of the row (position.tick + 1). */
@@ -115,4 +114,4 @@ extern void outbox_wake_at_commit(void);
 /* Set at commit: so many dead letters more were written by this transaction. */
 extern void outbox_count_at_commit(int64 dead_letters);
 
-#endif							/* EVSTREAM_OUTBOX_H */
+#endif /* EVSTREAM_OUTBOX_H */

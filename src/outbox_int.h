@@ -12,7 +12,7 @@
 
 #include "outbox.h"
 
-#define OUTBOX_TABLES	3
+#define OUTBOX_TABLES 3
 
 /*
  * Set while evstream_wait() looks with the active snapshot; otherwise each
@@ -24,7 +24,8 @@ extern bool outbox_use_active_snapshot;
 extern uint64 outbox_execute(const char *sql, int nargs, Oid *types, Datum *values, int expected);
 
 /* Likewise sql_execute_kept(). */
-extern uint64 outbox_execute_kept(const char *sql, int nargs, Oid *types, Datum *values, int expected);
+extern uint64 outbox_execute_kept(const char *sql, int nargs, Oid *types, Datum *values,
+								  int expected);
 
 extern Datum outbox_xid_datum(uint64 xid);
 
@@ -37,4 +38,4 @@ extern Datum outbox_tick_snapshot(int64 tick);
 /* Are the xids in the outbox those of this system and database? */
 extern bool outbox_is_ours(void);
 
-#endif							/* EVSTREAM_OUTBOX_INT_H */
+#endif /* EVSTREAM_OUTBOX_INT_H */

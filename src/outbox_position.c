@@ -26,23 +26,22 @@
 
 typedef struct LocalRange
 {
-	pg_uuid_t	origin;
+	pg_uuid_t origin;
 	OutboxPosition from;
 	OutboxPosition to;
 } LocalRange;
 
 static LocalRange *local_ranges = NULL;
-static int	nlocal_ranges = 0;
+static int nlocal_ranges = 0;
 
-bool		outbox_use_active_snapshot = false;
+bool outbox_use_active_snapshot = false;
 
 /* ---- small things ---- */
 
 uint64
 outbox_execute(const char *sql, int nargs, Oid *types, Datum *values, int expected)
 {
-	int			rc = SPI_execute_with_args(sql, nargs, types, values, NULL,
-										   outbox_use_active_snapshot, 0);
+	int rc = SPI_execute_with_args(sql, nargs, types, values, NULL, outbox_use_active_snapshot, 0);
 
 	if (rc != expected)
 		elog(ERROR, "unexpected result %s of \"%s\"", SPI_result_code_string(rc), sql);
@@ -73,7 +72,8 @@ position_from_row(int row, int first_column)
 	OutboxPosition position;
 
 	position.tick = DatumGetInt64(sql_column(row, first_column, NULL));
-	position.xid = U64FromFullTransactionId(DatumGetFullTransactionId(sql_column(row, first_column + 1, NULL)));
+	position.xid = U64FromFullTransactionId(
+		DatumGetFullTransactionId(sql_column(row, first_column + 1, NULL)));
 	position.id = DatumGetInt64(sql_column(row, first_column + 2, NULL));
 	return position;
 }
@@ -127,27 +127,27 @@ relayed_position(void)
  * Entries of the relay's log of which every record is consumed.  What is
  * consumed does not shrink by a seek, so it is not the position that is asked.
  */
-#define CONSUMED_ENTRIES \
-	"SELECT r.seq, r.tick, r.xid, r.id FROM evstream.relay_log r" \
+#define CONSUMED_ENTRIES                                                                              \
+	"SELECT r.seq, r.tick, r.xid, r.id FROM evstream.relay_log r"                                     \
 	" WHERE NOT EXISTS (SELECT FROM pg_catalog.unnest(r.next_offsets) WITH ORDINALITY AS o (next, n)" \
-	"   WHERE o.next > 0 AND o.next > GREATEST(0," \
-	"     (SELECT GREATEST(pg_catalog.upper(p.consumed), (SELECT max(newest.to_offset)" \
-	"         FROM pg_catalog.generate_series(0, p.generation) g," \
-	"         LATERAL (SELECT b.to_offset FROM evstream.batch_log b WHERE b.log_id = p.log_id" \
-	"           AND b.log_partition = p.log_partition AND b.generation = g" \
-	"           ORDER BY b.from_offset DESC LIMIT 1) newest))" \
+	"   WHERE o.next > 0 AND o.next > GREATEST(0,"                                                    \
+	"     (SELECT GREATEST(pg_catalog.upper(p.consumed), (SELECT max(newest.to_offset)"               \
+	"         FROM pg_catalog.generate_series(0, p.generation) g,"                                    \
+	"         LATERAL (SELECT b.to_offset FROM evstream.batch_log b WHERE b.log_id = p.log_id"        \
+	"           AND b.log_partition = p.log_partition AND b.generation = g"                           \
+	"           ORDER BY b.from_offset DESC LIMIT 1) newest))"                                        \
 	"       FROM evstream.partitions p WHERE p.log_id = r.log_id AND p.log_partition = o.n - 1)))"
 
 static OutboxPosition
 relayed_and_stored_position(void)
 {
-	SPIPlanPtr	plan;
-	Portal		portal;
+	SPIPlanPtr plan;
+	Portal portal;
 	OutboxPosition position = query_position("SELECT 1 WHERE false");
 
 	/* newest first in case all is consumed, which is the common one */
-	outbox_execute(CONSUMED_ENTRIES " AND r.seq = (SELECT max(seq) FROM evstream.relay_log)",
-			0, NULL, NULL, SPI_OK_SELECT);
+	outbox_execute(CONSUMED_ENTRIES " AND r.seq = (SELECT max(seq) FROM evstream.relay_log)", 0,
+				   NULL, NULL, SPI_OK_SELECT);
 	if (SPI_processed > 0)
 	{
 		OutboxPosition found = position_from_row(0, 2);
@@ -155,8 +155,10 @@ relayed_and_stored_position(void)
 		return outbox_position_cmp(&found, &position) > 0 ? found : position;
 	}
 
-	plan = SPI_prepare("SELECT s.tick, s.xid, s.id, EXISTS (SELECT FROM (" CONSUMED_ENTRIES " AND r.seq = s.seq) c)"
-					   " FROM evstream.relay_log s ORDER BY s.seq", 0, NULL);
+	plan = SPI_prepare("SELECT s.tick, s.xid, s.id, EXISTS (SELECT FROM (" CONSUMED_ENTRIES
+					   " AND r.seq = s.seq) c)"
+					   " FROM evstream.relay_log s ORDER BY s.seq",
+					   0, NULL);
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
 	portal = SPI_cursor_open(NULL, plan, NULL, NULL, outbox_use_active_snapshot);
@@ -197,11 +199,12 @@ outbox_sent_position(void)
 OutboxPosition
 outbox_relay_position(int32 log_id)
 {
-	Oid			types[1] = {INT4OID};
-	Datum		values[1] = {Int32GetDatum(log_id)};
+	Oid types[1] = {INT4OID};
+	Datum values[1] = {Int32GetDatum(log_id)};
 	OutboxPosition position;
 
-	if (outbox_execute("SELECT FROM evstream.relay_log WHERE log_id <> $1", 1, types, values, SPI_OK_SELECT) == 0)
+	if (outbox_execute("SELECT FROM evstream.relay_log WHERE log_id <> $1", 1, types, values,
+					   SPI_OK_SELECT) == 0)
 		return outbox_sent_position();
 
 	/*
@@ -223,26 +226,25 @@ OutboxPosition
 outbox_local_position(void)
 {
 	OutboxPosition stored = outbox_stored_position();
-	Oid			types[3] = {INT8OID, XID8OID, INT8OID};
-	Datum		values[3];
+	Oid types[3] = {INT8OID, XID8OID, INT8OID};
+	Datum values[3];
 
 	values[0] = Int64GetDatum(stored.tick);
 	values[1] = outbox_xid_datum(stored.xid);
 	values[2] = Int64GetDatum(stored.id);
 	outbox_execute("INSERT INTO evstream.local_ranges (origin, from_tick, from_xid, from_id)"
-			" SELECT origin, $1, $2, $3 FROM evstream.identity"
-			" WHERE NOT EXISTS (SELECT FROM evstream.local_ranges WHERE to_tick IS NULL)",
-			3, types, values, SPI_OK_INSERT);
+				   " SELECT origin, $1, $2, $3 FROM evstream.identity"
+				   " WHERE NOT EXISTS (SELECT FROM evstream.local_ranges WHERE to_tick IS NULL)",
+				   3, types, values, SPI_OK_INSERT);
 	return stored;
 }
 
 void
-outbox_relay_advance(const OutboxPosition *position, int32 log_id,
-					 const int64 *offsets, int nparts)
+outbox_relay_advance(const OutboxPosition *position, int32 log_id, const int64 *offsets, int nparts)
 {
-	Oid			types[5] = {INT8OID, XID8OID, INT8OID, INT4OID, INT8ARRAYOID};
-	Datum		values[5];
-	Datum	   *elements = palloc(Max(1, nparts) * sizeof(Datum));
+	Oid types[5] = {INT8OID, XID8OID, INT8OID, INT4OID, INT8ARRAYOID};
+	Datum values[5];
+	Datum *elements = palloc(Max(1, nparts) * sizeof(Datum));
 
 	for (int i = 0; i < nparts; i++)
 		elements[i] = Int64GetDatum(offsets[i]);
@@ -250,14 +252,16 @@ outbox_relay_advance(const OutboxPosition *position, int32 log_id,
 	values[1] = outbox_xid_datum(position->xid);
 	values[2] = Int64GetDatum(position->id);
 	values[3] = Int32GetDatum(log_id);
-	values[4] = PointerGetDatum(construct_array(elements, nparts, INT8OID, 8,
-												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[4] = PointerGetDatum(
+		construct_array(elements, nparts, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	/* a relay that has just started does not know what was delivered before */
-	outbox_execute("INSERT INTO evstream.relay_log (tick, xid, id, log_id, next_offsets)"
-			" SELECT $1, $2, $3, $4, COALESCE(pg_catalog.array_agg(GREATEST(x.now, x.before, 0) ORDER BY x.n), '{}')"
-			" FROM ROWS FROM (pg_catalog.unnest($5), pg_catalog.unnest("
-			"   (SELECT l.next_offsets FROM evstream.relay_log l ORDER BY l.seq DESC LIMIT 1)))"
-			" WITH ORDINALITY AS x (now, before, n)", 5, types, values, SPI_OK_INSERT);
+	outbox_execute(
+		"INSERT INTO evstream.relay_log (tick, xid, id, log_id, next_offsets)"
+		" SELECT $1, $2, $3, $4, COALESCE(pg_catalog.array_agg(GREATEST(x.now, x.before, 0) ORDER BY x.n), '{}')"
+		" FROM ROWS FROM (pg_catalog.unnest($5), pg_catalog.unnest("
+		"   (SELECT l.next_offsets FROM evstream.relay_log l ORDER BY l.seq DESC LIMIT 1)))"
+		" WITH ORDINALITY AS x (now, before, n)",
+		5, types, values, SPI_OK_INSERT);
 }
 
 /* ---- local ranges ---- */
@@ -273,7 +277,7 @@ outbox_origin(void)
 char *
 outbox_origin_text(const pg_uuid_t *origin, int64 tick, uint64 xid, int64 id)
 {
-	char		uuid[37];
+	char uuid[37];
 
 	event_format_uuid(origin->data, uuid);
 	return psprintf("%s/" INT64_FORMAT "/" UINT64_FORMAT "/" INT64_FORMAT, uuid, tick, xid, id);
@@ -283,14 +287,17 @@ void
 outbox_local_ranges_load(void)
 {
 	OutboxPosition read = read_locally_position();
-	Oid			types[3] = {INT8OID, XID8OID, INT8OID};
-	Datum		values[3] = {Int64GetDatum(read.tick), outbox_xid_datum(read.xid), Int64GetDatum(read.id)};
+	Oid types[3] = {INT8OID, XID8OID, INT8OID};
+	Datum values[3] = {Int64GetDatum(read.tick), outbox_xid_datum(read.xid),
+					   Int64GetDatum(read.id)};
 
-	outbox_execute("UPDATE evstream.local_ranges SET to_tick = $1, to_xid = $2, to_id = $3 WHERE to_tick IS NULL",
-			3, types, values, SPI_OK_UPDATE);
-	outbox_execute("SELECT origin, from_tick, from_xid, from_id, to_tick, to_xid, to_id FROM evstream.local_ranges"
-			" WHERE (from_tick, from_xid, from_id) < (to_tick, to_xid, to_id) ORDER BY range_id",
-			0, NULL, NULL, SPI_OK_SELECT);
+	outbox_execute(
+		"UPDATE evstream.local_ranges SET to_tick = $1, to_xid = $2, to_id = $3 WHERE to_tick IS NULL",
+		3, types, values, SPI_OK_UPDATE);
+	outbox_execute(
+		"SELECT origin, from_tick, from_xid, from_id, to_tick, to_xid, to_id FROM evstream.local_ranges"
+		" WHERE (from_tick, from_xid, from_id) < (to_tick, to_xid, to_id) ORDER BY range_id",
+		0, NULL, NULL, SPI_OK_SELECT);
 	if (local_ranges)
 		pfree(local_ranges);
 	nlocal_ranges = SPI_processed;
@@ -306,10 +313,10 @@ outbox_local_ranges_load(void)
 bool
 outbox_was_read_locally(const char *origin, Size len)
 {
-	char		text[128];
-	pg_uuid_t	uuid;
+	char text[128];
+	pg_uuid_t uuid;
 	OutboxPosition place;
-	char	   *end;
+	char *end;
 
 	if (nlocal_ranges == 0 || len < 38 || len >= sizeof(text) || origin[36] != '/')
 		return false;

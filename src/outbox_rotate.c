@@ -22,12 +22,12 @@
 #include "sql.h"
 
 /* An emptied table looks empty to a dump with an older snapshot: so long we wait for it */
-#define EMPTY_GRACE_US	(INT64CONST(600) * USECS_PER_SEC)
+#define EMPTY_GRACE_US (INT64CONST(600) * USECS_PER_SEC)
 
 static Oid
 outbox_relid(int number)
 {
-	char		name[NAMEDATALEN];
+	char name[NAMEDATALEN];
 
 	snprintf(name, sizeof(name), "outbox_%d", number);
 	return get_relname_relid(name, get_namespace_oid("evstream", false));
@@ -36,17 +36,19 @@ outbox_relid(int number)
 static bool
 table_has_pages(int number)
 {
-	Oid			types[1] = {OIDOID};
-	Datum		values[1] = {ObjectIdGetDatum(outbox_relid(number))};
+	Oid types[1] = {OIDOID};
+	Datum values[1] = {ObjectIdGetDatum(outbox_relid(number))};
 
-	outbox_execute("SELECT pg_catalog.pg_relation_size($1::oid::regclass) > 0", 1, types, values, SPI_OK_SELECT);
+	outbox_execute("SELECT pg_catalog.pg_relation_size($1::oid::regclass) > 0", 1, types, values,
+				   SPI_OK_SELECT);
 	return DatumGetBool(sql_column(0, 1, NULL));
 }
 
 static int
 current_table(void)
 {
-	if (outbox_execute("SELECT current FROM evstream.outbox_current", 0, NULL, NULL, SPI_OK_SELECT) == 0)
+	if (outbox_execute("SELECT current FROM evstream.outbox_current", 0, NULL, NULL,
+					   SPI_OK_SELECT) == 0)
 		return 0;
 	return DatumGetInt16(sql_column(0, 1, NULL));
 }
@@ -55,11 +57,12 @@ current_table(void)
 void
 outbox_rotate(void *unused)
 {
-	int			current = current_table();
+	int current = current_table();
 
 	if (table_has_pages(current) && !table_has_pages((current + 1) % OUTBOX_TABLES))
-		outbox_execute("UPDATE evstream.outbox_current SET current = (current + 1) % 3, rotated_at = pg_catalog.now()",
-				0, NULL, NULL, SPI_OK_UPDATE);
+		outbox_execute(
+			"UPDATE evstream.outbox_current SET current = (current + 1) % 3, rotated_at = pg_catalog.now()",
+			0, NULL, NULL, SPI_OK_UPDATE);
 }
 
 /*
@@ -75,10 +78,10 @@ empty_table(int number, const OutboxPosition *stored)
 {
 	static TransactionId stored_before[OUTBOX_TABLES];
 	static TimestampTz stored_since[OUTBOX_TABLES];
-	Datum		snapshot;
-	Oid			relid = outbox_relid(number);
-	char		sql[256];
-	Oid			types[1] = {PG_SNAPSHOTOID};
+	Datum snapshot;
+	Oid relid = outbox_relid(number);
+	char sql[256];
+	Oid types[1] = {PG_SNAPSHOTOID};
 
 	if (!table_has_pages(number))
 	{
@@ -88,9 +91,11 @@ empty_table(int number, const OutboxPosition *stored)
 	if (!ConditionalLockRelationOid(relid, AccessExclusiveLock))
 		return;
 	snapshot = outbox_tick_snapshot(stored->tick);
-	snprintf(sql, sizeof(sql),
-			 "SELECT FROM evstream.outbox_%d WHERE xid = ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip($1)))"
-			 " OR xid >= pg_catalog.pg_snapshot_xmax($1) LIMIT 1", number);
+	snprintf(
+		sql, sizeof(sql),
+		"SELECT FROM evstream.outbox_%d WHERE xid = ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip($1)))"
+		" OR xid >= pg_catalog.pg_snapshot_xmax($1) LIMIT 1",
+		number);
 	if (snapshot == (Datum) 0 || outbox_execute(sql, 1, types, &snapshot, SPI_OK_SELECT) > 0)
 	{
 		UnlockRelationOid(relid, AccessExclusiveLock);
@@ -118,9 +123,9 @@ outbox_empty(void *unused)
 {
 	OutboxPosition stored;
 	OutboxPosition relayed;
-	int			current;
-	Oid			types[1] = {INT8OID};
-	Datum		values[1];
+	int current;
+	Oid types[1] = {INT8OID};
+	Datum values[1];
 
 	if (!outbox_is_ours())
 		return;
@@ -132,8 +137,9 @@ outbox_empty(void *unused)
 
 	/* entries of the relay before the newest that is stored */
 	values[0] = Int64GetDatum(stored.tick);
-	outbox_execute("DELETE FROM evstream.relay_log WHERE tick < $1 AND seq < (SELECT max(seq) FROM evstream.relay_log)",
-			1, types, values, SPI_OK_DELETE);
+	outbox_execute(
+		"DELETE FROM evstream.relay_log WHERE tick < $1 AND seq < (SELECT max(seq) FROM evstream.relay_log)",
+		1, types, values, SPI_OK_DELETE);
 	/* a reader needs the snapshot of its last tick and the one it reads */
 	relayed = outbox_sent_position();
 	values[0] = Int64GetDatum(Min(stored.tick, relayed.tick));

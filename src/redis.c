@@ -181,8 +181,9 @@ fail_as_context(RedisClient *client)
 	if (context->err == REDIS_ERR_EOF)
 		return fail(client, RSTATUS_AWAY, "Redis closed the connection");
 	return fail(client, context->err == REDIS_ERR_OOM ? RSTATUS_FAILED : RSTATUS_AWAY, "%s",
-				context->errstr[0] && strcmp(context->errstr, "Success") != 0 ? context->errstr
-																			  : "the connection has failed");
+				context->errstr[0] && strcmp(context->errstr, "Success") != 0
+					? context->errstr
+					: "the connection has failed");
 }
 
 static const struct
@@ -190,11 +191,16 @@ static const struct
 	const char *code;
 	RedisStatus status;
 } error_codes[] = {
-	{"NOAUTH", RSTATUS_NOAUTH},     {"WRONGPASS", RSTATUS_NOAUTH},
-	{"NOPERM", RSTATUS_NOPERM},     {"LOADING", RSTATUS_LOADING},
-	{"OOM", RSTATUS_OOM},           {"READONLY", RSTATUS_READONLY},
-	{"MISCONF", RSTATUS_MISCONF},   {"BUSY", RSTATUS_BUSY},
-	{"NOSCRIPT", RSTATUS_NOSCRIPT}, {"WRONGTYPE", RSTATUS_WRONGTYPE},
+	{"NOAUTH", RSTATUS_NOAUTH},
+	{"WRONGPASS", RSTATUS_NOAUTH},
+	{"NOPERM", RSTATUS_NOPERM},
+	{"LOADING", RSTATUS_LOADING},
+	{"OOM", RSTATUS_OOM},
+	{"READONLY", RSTATUS_READONLY},
+	{"MISCONF", RSTATUS_MISCONF},
+	{"BUSY", RSTATUS_BUSY},
+	{"NOSCRIPT", RSTATUS_NOSCRIPT},
+	{"WRONGTYPE", RSTATUS_WRONGTYPE},
 	{"MASTERDOWN", RSTATUS_READONLY},
 };
 
@@ -224,8 +230,8 @@ classify(const char *text)
 		strstr(text, "ACL failure in script") != NULL)
 		return RSTATUS_NOPERM;
 	/* before 6, and where there is no password */
-	if (strncmp(text, "ERR invalid password", 20) == 0 ||
-		strncmp(text, "ERR AUTH ", 9) == 0 || strstr(text, "no password is set") != NULL)
+	if (strncmp(text, "ERR invalid password", 20) == 0 || strncmp(text, "ERR AUTH ", 9) == 0 ||
+		strstr(text, "no password is set") != NULL)
 		return RSTATUS_NOAUTH;
 	return RSTATUS_FAILED;
 }
@@ -348,8 +354,8 @@ look_up(void *arg)
 		lookup->error = getaddrinfo(lookup->host, NULL, &hints, &found);
 		if (lookup->error != 0)
 			continue;
-		if (getnameinfo(found->ai_addr, found->ai_addrlen, lookup->address,
-						sizeof(lookup->address), NULL, 0, NI_NUMERICHOST) != 0)
+		if (getnameinfo(found->ai_addr, found->ai_addrlen, lookup->address, sizeof(lookup->address),
+						NULL, 0, NI_NUMERICHOST) != 0)
 			lookup->address[0] = '\0';
 		freeaddrinfo(found);
 	}

@@ -69,13 +69,15 @@ typedef enum RelayMay
 static void
 load_unit(void *arg)
 {
-	RelayMay   *may = arg;
-	Oid			types[2] = {INT8OID, OIDOID};
-	Datum		values[2] = {Int64GetDatum((int64) GetSystemIdentifier()), ObjectIdGetDatum(MyDatabaseId)};
+	RelayMay *may = arg;
+	Oid types[2] = {INT8OID, OIDOID};
+	Datum values[2] = {Int64GetDatum((int64) GetSystemIdentifier()),
+					   ObjectIdGetDatum(MyDatabaseId)};
 
 	relay.log_id = batch_log_id(relay.cluster, relay.topic);
-	if (sql_execute("SELECT FROM evstream.identity WHERE system_identifier = $1 AND database_oid = $2",
-					2, types, values, NULL, SPI_OK_SELECT) == 0)
+	if (sql_execute(
+			"SELECT FROM evstream.identity WHERE system_identifier = $1 AND database_oid = $2", 2,
+			types, values, NULL, SPI_OK_SELECT) == 0)
 	{
 		*may = WAIT_FOR_TAKE_OVER;
 		return;
@@ -133,7 +135,7 @@ begin_again(void)
 	relay_client_open();
 	for (;;)
 	{
-		RelayMay	may = MAY_SEND;
+		RelayMay may = MAY_SEND;
 
 		if (!worker_run("reading the relay's position", load_unit, &may, NULL))
 		{

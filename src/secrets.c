@@ -133,10 +133,11 @@ parse(const char *text, const char *path, bool own, int elevel)
 				strcmp(key, "redis_ca") == 0)
 				add_pair(key, value, own);
 			else
-				ereport(elevel, (errcode(ERRCODE_CONFIG_FILE_ERROR),
-								 errmsg("line %d of secrets file \"%s\" is ignored", lineno, path),
-								 errdetail("Of the keys that begin with \"redis_\" there are "
-										   "\"redis_user\", \"redis_password\" and \"redis_ca\".")));
+				ereport(elevel,
+						(errcode(ERRCODE_CONFIG_FILE_ERROR),
+						 errmsg("line %d of secrets file \"%s\" is ignored", lineno, path),
+						 errdetail("Of the keys that begin with \"redis_\" there are "
+								   "\"redis_user\", \"redis_password\" and \"redis_ca\".")));
 			continue;
 		}
 		fault = kafka_secret_check(key, value);

@@ -399,7 +399,7 @@ static bool
 is_zone_name(const char *name)
 {
 	static const char *const with_digits[] = {"EST5EDT", "CST6CDT", "MST7MDT", "PST8PDT",
-											  "GMT0", "GMT+0", "GMT-0"};
+											  "GMT0",    "GMT+0",   "GMT-0"};
 
 	if (!((name[0] >= 'A' && name[0] <= 'Z') || (name[0] >= 'a' && name[0] <= 'z')))
 		return false;
@@ -421,7 +421,8 @@ check_time_zone(char **newval, void **extra, GucSource source)
 	if (zone == NULL)
 	{
 		GUC_check_errdetail("There is no such time zone.");
-		GUC_check_errhint("The view pg_timezone_names lists them; for an offset, Etc/GMT-2 is two hours east of UTC.");
+		GUC_check_errhint(
+			"The view pg_timezone_names lists them; for an offset, Etc/GMT-2 is two hours east of UTC.");
 		return false;
 	}
 	if (!pg_tz_acceptable(zone))

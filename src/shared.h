@@ -143,7 +143,7 @@ typedef struct LagEntry
 	int64 end_offset;
 	TimestampTz last_record_at;
 	TimestampTz caught_up_at; /* when there was last nothing left to read */
-	char topic[TOPIC_SIZE]; /* "": embedded */
+	char topic[TOPIC_SIZE];   /* "": embedded */
 } LagEntry;
 
 /* How far the fan-out of a partition is. */

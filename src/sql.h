@@ -14,16 +14,15 @@
 #include "executor/spi.h"
 
 /* Microseconds from 1970, where Unix and event.h begin, to 2000, where PostgreSQL does. */
-#define UNIX_EPOCH_OFFSET_US \
-	((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
+#define UNIX_EPOCH_OFFSET_US ((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
 
 /*
  * Executes a statement with a snapshot of its own, within SPI_connect(); nulls
  * as SPI has it, or NULL.  Raises if the result is not the expected SPI_OK_
  * code; returns the number of rows.
  */
-extern uint64 sql_execute(const char *sql, int nargs, Oid *types, Datum *values,
-						  const char *nulls, int expected);
+extern uint64 sql_execute(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls,
+						  int expected);
 
 /*
  * The same for a statement that comes again and again: parsed and planned once
@@ -39,7 +38,7 @@ extern uint64 sql_execute_kept(const char *sql, int nargs, Oid *types, Datum *va
 extern SPIPlanPtr sql_plan(const char *sql, int nargs, Oid *types);
 
 /* Lets plans made from now on go by indexes, until AtEOXact_GUC(true, the result). */
-extern int	sql_by_index(void);
+extern int sql_by_index(void);
 
 /*
  * A column of a row of the last result, numbered from 1.  A null raises unless
@@ -47,4 +46,4 @@ extern int	sql_by_index(void);
  */
 extern Datum sql_column(uint64 row, int number, bool *isnull);
 
-#endif							/* EVSTREAM_SQL_H */
+#endif /* EVSTREAM_SQL_H */

@@ -19,7 +19,7 @@
 typedef enum WorkerRole
 {
 	ROLE_LAUNCHER,
-	ROLE_SCOUT,					/* a short look into a database */
+	ROLE_SCOUT, /* a short look into a database */
 	ROLE_MAINTENANCE,
 	ROLE_CONSUMER,
 	ROLE_RELAY,
@@ -39,8 +39,8 @@ typedef enum StatusComponent
 typedef enum StatusLevel
 {
 	LEVEL_OK,
-	LEVEL_DEGRADED,				/* counting goes on, or will by itself */
-	LEVEL_DOWN					/* counting has stopped */
+	LEVEL_DEGRADED, /* counting goes on, or will by itself */
+	LEVEL_DOWN      /* counting has stopped */
 } StatusLevel;
 
 extern bool status_available(void);
@@ -68,15 +68,13 @@ extern void status_error(const char *message);
  * changes its code, and once (LOG) when it goes.  code is a short constant word by which
  * a state is recognised ("away", "denied", "foreign_mark", "gap", ...).
  */
-extern void status_problem(StatusComponent component, StatusLevel level,
-						   const char *code, const char *message,
-						   const char *hint);
+extern void status_problem(StatusComponent component, StatusLevel level, const char *code,
+						   const char *message, const char *hint);
 
 /* ---- lag: one entry for each partition that is followed ---- */
 
-extern void status_lag(int32 log_id, const char *topic /* NULL: embedded */ ,
-					   int32 partition, int64 position, int64 end_offset,
-					   TimestampTz last_record_at);
+extern void status_lag(int32 log_id, const char *topic /* NULL: embedded */, int32 partition,
+					   int64 position, int64 end_offset, TimestampTz last_record_at);
 /* Forget the entries of this worker (on a new assignment). */
 extern void status_lag_clear(void);
 
@@ -105,4 +103,4 @@ extern void status_dead_letters_counted(Oid dboid, int64 before, int64 count);
 /* After the commit that adds or removes them.  Never raises. */
 extern void status_dead_letters_add(Oid dboid, int64 count);
 
-#endif							/* EVSTREAM_STATUS_H */
+#endif /* EVSTREAM_STATUS_H */

@@ -53,29 +53,29 @@ enum
 };
 
 /* Tuples given to the table at a time, as COPY has it */
-#define STORE_CHUNK		1000
+#define STORE_CHUNK 1000
 
 /* A partition that is being written to */
 typedef struct StoreTarget
 {
-	Relation	rel;
-	EState	   *estate;
+	Relation rel;
+	EState *estate;
 	ResultRelInfo *result_rel;
 	BulkInsertState bistate;
 	TupleTableSlot *slots[STORE_CHUNK];
-	int			nmade;			/* slots that exist */
-	int			nfilled;
-	MemoryContext values;		/* of the filled slots */
+	int nmade; /* slots that exist */
+	int nfilled;
+	MemoryContext values; /* of the filled slots */
 } StoreTarget;
 
 static void
 open_target(StoreTarget *target, TimestampTz received_at)
 {
-	char		name[NAMEDATALEN];
-	int			year;
-	int			month;
-	int			day;
-	Oid			relid;
+	char name[NAMEDATALEN];
+	int year;
+	int month;
+	int day;
+	Oid relid;
 
 	partition_ensure_events(received_at);
 	j2date(partition_day(received_at) + POSTGRES_EPOCH_JDATE, &year, &month, &day);
@@ -87,15 +87,16 @@ open_target(StoreTarget *target, TimestampTz received_at)
 	memset(target, 0, sizeof(*target));
 	target->rel = table_open(relid, RowExclusiveLock);
 	if (RelationGetNumberOfAttributes(target->rel) != EV_COLUMNS)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("table \"%s\" has not the columns of evstream.events", RelationGetRelationName(target->rel))));
+		ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
+						errmsg("table \"%s\" has not the columns of evstream.events",
+							   RelationGetRelationName(target->rel))));
 	target->estate = CreateExecutorState();
 	target->result_rel = makeNode(ResultRelInfo);
 	InitResultRelInfo(target->result_rel, target->rel, 1, NULL, 0);
 	ExecOpenIndices(target->result_rel, false);
 	target->bistate = GetBulkInsertState();
-	target->values = AllocSetContextCreate(CurrentMemoryContext, "evstream events", ALLOCSET_DEFAULT_SIZES);
+	target->values =
+		AllocSetContextCreate(CurrentMemoryContext, "evstream events", ALLOCSET_DEFAULT_SIZES);
 }
 
 static void
@@ -106,14 +107,15 @@ flush_target(StoreTarget *target)
 	if (target->nfilled == 0)
 		return;
 	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(target->estate));
-	table_multi_insert(target->rel, target->slots, target->nfilled,
-					   GetCurrentCommandId(true), 0, target->bistate);
+	table_multi_insert(target->rel, target->slots, target->nfilled, GetCurrentCommandId(true), 0,
+					   target->bistate);
 	MemoryContextSwitchTo(old);
 	if (target->result_rel->ri_NumIndices > 0)
 	{
 		for (int i = 0; i < target->nfilled; i++)
 		{
-			list_free(compat_ExecInsertIndexTuples(target->result_rel, target->slots[i], target->estate));
+			list_free(
+				compat_ExecInsertIndexTuples(target->result_rel, target->slots[i], target->estate));
 			ResetPerTupleExprContext(target->estate);
 		}
 	}
@@ -169,19 +171,21 @@ fill_slot(StoreTarget *target, const BatchRecord *record)
 	old = MemoryContextSwitchTo(target->values);
 	slot->tts_values[EV_EVENT_ID] = UUIDPGetDatum(&record->id);
 	slot->tts_values[EV_USER_ID] = text_datum(event->user_id, &slot->tts_isnull[EV_USER_ID]);
-	slot->tts_values[EV_EVENT_TYPE] = text_datum(event->event_type, &slot->tts_isnull[EV_EVENT_TYPE]);
+	slot->tts_values[EV_EVENT_TYPE] =
+		text_datum(event->event_type, &slot->tts_isnull[EV_EVENT_TYPE]);
 	slot->tts_values[EV_OCCURRED_AT] = TimestampTzGetDatum(record->occurred_at);
 	slot->tts_values[EV_RECEIVED_AT] = TimestampTzGetDatum(record->received_at);
 	slot->tts_values[EV_ITEM_ID] = text_datum(event->item_id, &slot->tts_isnull[EV_ITEM_ID]);
 	slot->tts_isnull[EV_AMOUNT] = event->amount.data == NULL;
-	slot->tts_values[EV_AMOUNT] = event->amount.data == NULL ? (Datum) 0 :
-		input_datum(numeric_in, event->amount);
+	slot->tts_values[EV_AMOUNT] =
+		event->amount.data == NULL ? (Datum) 0 : input_datum(numeric_in, event->amount);
 	slot->tts_values[EV_USER_TIER] = text_datum(event->user_tier, &slot->tts_isnull[EV_USER_TIER]);
 	slot->tts_values[EV_PROPERTIES] = input_datum(jsonb_in, event->properties);
 	slot->tts_values[EV_LOG_ID] = Int32GetDatum(record->part->log_id);
 	slot->tts_values[EV_LOG_PARTITION] = Int32GetDatum(record->part->partition);
 	slot->tts_values[EV_LOG_OFFSET] = Int64GetDatum(record->offset);
-	slot->tts_values[EV_TRACEPARENT] = text_datum(event->traceparent, &slot->tts_isnull[EV_TRACEPARENT]);
+	slot->tts_values[EV_TRACEPARENT] =
+		text_datum(event->traceparent, &slot->tts_isnull[EV_TRACEPARENT]);
 	MemoryContextSwitchTo(old);
 
 	slot->tts_tableOid = RelationGetRelid(target->rel);
@@ -192,8 +196,8 @@ void
 store_events(const Batch *batch)
 {
 	StoreTarget target;
-	bool		is_open = false;
-	DateADT		day = 0;
+	bool is_open = false;
+	DateADT day = 0;
 
 	for (int i = 0; i < batch->nrecords; i++)
 	{
@@ -230,21 +234,23 @@ bytea_datum(const char *data, size_t len)
 int64
 store_dead_letters(const Batch *batch)
 {
-	Oid			types[10] = {TEXTOID, TEXTOID, INT4OID, INT4OID, INT8OID, BYTEAOID, BYTEAOID,
-	TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID};
-	SPIPlanPtr	plan = SPI_prepare("INSERT INTO evstream.dead_letters (reason, detail, log_id, log_partition, log_offset,"
-								   " record_key, record_value, record_timestamp, record_headers, received_at)"
-								   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::jsonb, $10)", 10, types);
-	int64		count = 0;
+	Oid types[10] = {TEXTOID,  TEXTOID,  INT4OID,        INT4OID, INT8OID,
+					 BYTEAOID, BYTEAOID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID};
+	SPIPlanPtr plan = SPI_prepare(
+		"INSERT INTO evstream.dead_letters (reason, detail, log_id, log_partition, log_offset,"
+		" record_key, record_value, record_timestamp, record_headers, received_at)"
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::jsonb, $10)",
+		10, types);
+	int64 count = 0;
 
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
 	for (int i = 0; i < batch->nrecords; i++)
 	{
 		const BatchRecord *record = &batch->records[i];
-		char	   *headers;
-		Datum		values[10];
-		char		nulls[10];
+		char *headers;
+		Datum values[10];
+		char nulls[10];
 
 		if (record->pass_over || record->value == NULL || record->reason == EVENT_OK)
 			continue;

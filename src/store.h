@@ -18,4 +18,4 @@ extern void store_events(const Batch *batch);
 /* Writes the refused records; returns how many. */
 extern int64 store_dead_letters(const Batch *batch);
 
-#endif							/* EVSTREAM_STORE_H */
+#endif /* EVSTREAM_STORE_H */

@@ -41,17 +41,17 @@
 #include "settings.h"
 #include "sql.h"
 
-#define OUTBOX_TABLES	3
+#define OUTBOX_TABLES 3
 /* Rows that one statement writes in evstream_track_batch() */
-#define WRITE_CHUNK		1000
+#define WRITE_CHUNK   1000
 
 /* An event on its way into the outbox */
 typedef struct TrackedEvent
 {
-	pg_uuid_t	event_id;
-	Datum		user_id;		/* text */
-	Datum		traceparent;	/* text, or 0 */
-	Datum		value;			/* text */
+	pg_uuid_t event_id;
+	Datum user_id;     /* text */
+	Datum traceparent; /* text, or 0 */
+	Datum value;       /* text */
 } TrackedEvent;
 
 /*
@@ -63,7 +63,7 @@ static EventArena *arena = NULL;
 /* The table of this transaction's writes, as long as its lock is held */
 static LocalTransactionId locked_lxid = InvalidLocalTransactionId;
 static SubTransactionId locked_subid = InvalidSubTransactionId;
-static int	locked_number;
+static int locked_number;
 
 static SPIPlanPtr insert_plans[OUTBOX_TABLES];
 
@@ -78,9 +78,7 @@ prepare_arena(void)
 	if (arena == NULL)
 		arena = event_arena_create();
 	if (arena == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("out of memory")));
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 	event_arena_reset(arena);
 }
 
@@ -106,8 +104,9 @@ reason_hint(EventReason reason, int64 element)
 		case EVENT_BAD_EVENT_ID:
 			return "Give event_id as a UUID, or as another text of 1 to 255 characters.";
 		case EVENT_BAD_TIMESTAMP:
-			return element < 0 ? "Give a time in the years 0001 to 9999." :
-				"Give occurred_at in RFC 3339, such as 2026-11-20T13:45:40+01:00, or as a number of epoch seconds, in the years 0001 to 9999.";
+			return element < 0
+					   ? "Give a time in the years 0001 to 9999."
+					   : "Give occurred_at in RFC 3339, such as 2026-11-20T13:45:40+01:00, or as a number of epoch seconds, in the years 0001 to 9999.";
 		case EVENT_FUTURE_TIMESTAMP:
 			return "The setting evstream.max_clock_skew says how far ahead an event may be.";
 		case EVENT_BAD_AMOUNT:
@@ -125,23 +124,21 @@ refuse_event(EventReason reason, const char *detail, int64 element)
 	const char *hint = reason_hint(reason, element);
 
 	if (reason == EVENT_NO_MEMORY)
-		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("out of memory")));
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 element < 0 ?
-			 errmsg("invalid event: %s", event_reason_name(reason)) :
-			 errmsg("invalid event at position " INT64_FORMAT ": %s", element,
-					event_reason_name(reason)),
-			 detail[0] != '\0' ? errdetail("%c%s.", pg_toupper((unsigned char) detail[0]), detail + 1) : 0,
-			 hint ? errhint("%s", hint) : 0));
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					element < 0 ? errmsg("invalid event: %s", event_reason_name(reason))
+								: errmsg("invalid event at position " INT64_FORMAT ": %s", element,
+										 event_reason_name(reason)),
+					detail[0] != '\0'
+						? errdetail("%c%s.", pg_toupper((unsigned char) detail[0]), detail + 1)
+						: 0,
+					hint ? errhint("%s", hint) : 0));
 }
 
 static void
 set_limits(EventLimits *limits, TimestampTz now)
 {
-	int64		skew = setting_interval_us(setting_max_clock_skew);
+	int64 skew = setting_interval_us(setting_max_clock_skew);
 
 	memset(limits, 0, sizeof(*limits));
 	limits->max_bytes = setting_max_event_bytes;
@@ -157,12 +154,12 @@ set_limits(EventLimits *limits, TimestampTz now)
 
 /* Parse, give an id, bring into the form of the outbox. */
 static EventReason
-make_tracked(const char *json, Size len, const EventLimits *limits,
-			 TrackedEvent *tracked, char *detail)
+make_tracked(const char *json, Size len, const EventLimits *limits, TrackedEvent *tracked,
+			 char *detail)
 {
-	Event		event;
+	Event event;
 	EventReason reason;
-	EventText	value;
+	EventText value;
 
 	reason = event_parse(json, len, limits, arena, &event, detail);
 	if (reason != EVENT_OK)
@@ -178,12 +175,13 @@ make_tracked(const char *json, Size len, const EventLimits *limits,
 	if (reason != EVENT_OK)
 		return reason;
 
-	tracked->user_id = PointerGetDatum(cstring_to_text_with_len(event.user_id.data,
-																event.user_id.len));
+	tracked->user_id =
+		PointerGetDatum(cstring_to_text_with_len(event.user_id.data, event.user_id.len));
 	tracked->value = PointerGetDatum(cstring_to_text_with_len(value.data, value.len));
-	tracked->traceparent = event.traceparent.data == NULL ? (Datum) 0 :
-		PointerGetDatum(cstring_to_text_with_len(event.traceparent.data,
-												 event.traceparent.len));
+	tracked->traceparent = event.traceparent.data == NULL
+							   ? (Datum) 0
+							   : PointerGetDatum(cstring_to_text_with_len(event.traceparent.data,
+																		  event.traceparent.len));
 	return EVENT_OK;
 }
 
@@ -192,12 +190,11 @@ make_tracked(const char *json, Size len, const EventLimits *limits,
 static Oid
 evstream_relation(const char *name)
 {
-	Oid			relid = get_relname_relid(name, get_namespace_oid("evstream", false));
+	Oid relid = get_relname_relid(name, get_namespace_oid("evstream", false));
 
 	if (!OidIsValid(relid))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("table \"evstream.%s\" does not exist", name)));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+						errmsg("table \"evstream.%s\" does not exist", name)));
 	return relid;
 }
 
@@ -205,15 +202,15 @@ evstream_relation(const char *name)
 static int
 read_current(Oid relid)
 {
-	Relation	rel = table_open(relid, AccessShareLock);
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	Relation rel = table_open(relid, AccessShareLock);
+	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
 	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
-	HeapTuple	tuple = systable_getnext(scan);
-	int			current = 0;
+	HeapTuple tuple = systable_getnext(scan);
+	int current = 0;
 
 	if (HeapTupleIsValid(tuple))
 	{
-		bool		isnull;
+		bool isnull;
 
 		current = DatumGetInt16(heap_getattr(tuple, 2, RelationGetDescr(rel), &isnull));
 	}
@@ -234,8 +231,8 @@ read_current(Oid relid)
 static int
 lock_current(void)
 {
-	Oid			current_relid = evstream_relation("outbox_current");
-	int			current;
+	Oid current_relid = evstream_relation("outbox_current");
+	int current;
 
 	if (locked_lxid == compat_my_lxid() && SubTransactionIsActive(locked_subid))
 		return locked_number;
@@ -243,9 +240,9 @@ lock_current(void)
 	current = read_current(current_relid);
 	for (;;)
 	{
-		char		name[NAMEDATALEN];
-		Oid			relid;
-		int			again;
+		char name[NAMEDATALEN];
+		Oid relid;
+		int again;
 
 		snprintf(name, sizeof(name), "outbox_%d", current);
 		relid = evstream_relation(name);
@@ -265,37 +262,38 @@ lock_current(void)
 static Datum
 make_array(Datum *values, bool *nulls, int n, Oid type, int typlen, char align)
 {
-	int			dims[1] = {n};
-	int			lbs[1] = {1};
+	int dims[1] = {n};
+	int lbs[1] = {1};
 
-	return PointerGetDatum(construct_md_array(values, nulls, 1, dims, lbs, type,
-											  typlen, false, align));
+	return PointerGetDatum(
+		construct_md_array(values, nulls, 1, dims, lbs, type, typlen, false, align));
 }
 
 static void
 write_outbox(TrackedEvent *tracked, int n, TimestampTz tracked_at)
 {
-	int			number = lock_current();
-	Datum	   *ids = palloc(n * sizeof(Datum));
-	Datum	   *users = palloc(n * sizeof(Datum));
-	Datum	   *traces = palloc(n * sizeof(Datum));
-	Datum	   *contents = palloc(n * sizeof(Datum));
-	bool	   *trace_nulls = palloc(n * sizeof(bool));
-	Datum		args[5];
-	int			rc;
+	int number = lock_current();
+	Datum *ids = palloc(n * sizeof(Datum));
+	Datum *users = palloc(n * sizeof(Datum));
+	Datum *traces = palloc(n * sizeof(Datum));
+	Datum *contents = palloc(n * sizeof(Datum));
+	bool *trace_nulls = palloc(n * sizeof(bool));
+	Datum args[5];
+	int rc;
 
 	SPI_connect();
 	if (insert_plans[number] == NULL)
 	{
-		Oid			types[5] = {UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZOID};
-		char		sql[512];
-		SPIPlanPtr	plan;
+		Oid types[5] = {UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZOID};
+		char sql[512];
+		SPIPlanPtr plan;
 
-		snprintf(sql, sizeof(sql),
-				 "INSERT INTO evstream.outbox_%d (id, xid, event_id, user_id, traceparent, value, tracked_at)"
-				 " SELECT pg_catalog.nextval('evstream.outbox_id_seq'), pg_catalog.pg_current_xact_id(), e, u, t, v, $5"
-				 " FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4)) AS r (e, u, t, v)",
-				 number);
+		snprintf(
+			sql, sizeof(sql),
+			"INSERT INTO evstream.outbox_%d (id, xid, event_id, user_id, traceparent, value, tracked_at)"
+			" SELECT pg_catalog.nextval('evstream.outbox_id_seq'), pg_catalog.pg_current_xact_id(), e, u, t, v, $5"
+			" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4)) AS r (e, u, t, v)",
+			number);
 		plan = SPI_prepare(sql, 5, types);
 		if (plan == NULL)
 			elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
@@ -305,7 +303,7 @@ write_outbox(TrackedEvent *tracked, int n, TimestampTz tracked_at)
 
 	for (int done = 0; done < n; done += WRITE_CHUNK)
 	{
-		int			chunk = Min(n - done, WRITE_CHUNK);
+		int chunk = Min(n - done, WRITE_CHUNK);
 
 		for (int i = 0; i < chunk; i++)
 		{
@@ -340,8 +338,8 @@ track(FunctionCallInfo fcinfo, const char *user_id)
 	EventLimits limits;
 	TrackedEvent tracked;
 	EventReason reason;
-	char		detail[EVENT_DETAIL_SIZE];
-	pg_uuid_t  *result;
+	char detail[EVENT_DETAIL_SIZE];
+	pg_uuid_t *result;
 
 	check_can_write("evstream_track()");
 	prepare_arena();
@@ -359,7 +357,7 @@ track(FunctionCallInfo fcinfo, const char *user_id)
 	}
 	if (!PG_ARGISNULL(3))
 	{
-		char		text[37];
+		char text[37];
 
 		event_format_uuid(PG_GETARG_UUID_P(3)->data, text);
 		appendStringInfo(&json, ", \"event_id\": \"%s\"", text);
@@ -368,21 +366,22 @@ track(FunctionCallInfo fcinfo, const char *user_id)
 	{
 		TimestampTz occurred = PG_GETARG_TIMESTAMPTZ(4);
 		struct pg_tm tm;
-		fsec_t		fsec;
-		int			tz;
-		char		text[40];
+		fsec_t fsec;
+		int tz;
+		char text[40];
 
 		/* event_format_time() knows the years that an event can have */
 		if (TIMESTAMP_NOT_FINITE(occurred) ||
-			timestamp2tm(occurred, &tz, &tm, &fsec, NULL, pg_tzset("GMT")) != 0 ||
-			tm.tm_year < 1 || tm.tm_year > 9999)
-			refuse_event(EVENT_BAD_TIMESTAMP, "\"occurred_at\" is outside the years 0001 to 9999", -1);
+			timestamp2tm(occurred, &tz, &tm, &fsec, NULL, pg_tzset("GMT")) != 0 || tm.tm_year < 1 ||
+			tm.tm_year > 9999)
+			refuse_event(EVENT_BAD_TIMESTAMP, "\"occurred_at\" is outside the years 0001 to 9999",
+						 -1);
 		event_format_time(occurred + UNIX_EPOCH_OFFSET_US, text);
 		appendStringInfo(&json, ", \"occurred_at\": \"%s\"", text);
 	}
 	if (!PG_ARGISNULL(2))
 	{
-		Jsonb	   *properties = PG_GETARG_JSONB_P(2);
+		Jsonb *properties = PG_GETARG_JSONB_P(2);
 
 		appendStringInfoString(&json, ", \"properties\": ");
 		(void) JsonbToCString(&json, &properties->root, VARSIZE(properties));
@@ -420,17 +419,18 @@ static void
 write_dead_letter(EventReason reason, const char *detail, const char *json, int len,
 				  TimestampTz now)
 {
-	Oid			types[4] = {TEXTOID, TEXTOID, BYTEAOID, TIMESTAMPTZOID};
-	Datum		args[4];
+	Oid types[4] = {TEXTOID, TEXTOID, BYTEAOID, TIMESTAMPTZOID};
+	Datum args[4];
 
 	args[0] = CStringGetTextDatum(event_reason_name(reason));
 	args[1] = CStringGetTextDatum(detail);
 	args[2] = PointerGetDatum(cstring_to_text_with_len(json, len));
 	args[3] = TimestampTzGetDatum(now);
 	SPI_connect();
-	if (SPI_execute_with_args("INSERT INTO evstream.dead_letters (reason, detail, record_value, record_timestamp)"
-							  " VALUES ($1, $2, $3, $4)",
-							  4, types, args, NULL, false, 0) != SPI_OK_INSERT)
+	if (SPI_execute_with_args(
+			"INSERT INTO evstream.dead_letters (reason, detail, record_value, record_timestamp)"
+			" VALUES ($1, $2, $3, $4)",
+			4, types, args, NULL, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "could not write dead letter");
 	SPI_finish();
 }
@@ -440,17 +440,17 @@ Datum
 evstream_track_batch(PG_FUNCTION_ARGS)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	Jsonb	   *events;
-	char	   *on_error;
-	bool		dead_letters;
+	Jsonb *events;
+	char *on_error;
+	bool dead_letters;
 	EventLimits limits;
 	TrackedEvent *tracked;
-	int			ntracked = 0;
-	int			ndead = 0;
-	int64		position = 0;
+	int ntracked = 0;
+	int ndead = 0;
+	int64 position = 0;
 	JsonbIterator *it;
 	JsonbIteratorToken token;
-	JsonbValue	v;
+	JsonbValue v;
 	StringInfoData json;
 
 	check_can_write("evstream_track_batch()");
@@ -459,29 +459,27 @@ evstream_track_batch(PG_FUNCTION_ARGS)
 	events = PG_GETARG_JSONB_P(0);
 	on_error = PG_ARGISNULL(1) ? pstrdup("raise") : text_to_cstring(PG_GETARG_TEXT_PP(1));
 	if (strcmp(on_error, "raise") != 0 && strcmp(on_error, "dead_letter") != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid value for on_error: \"%s\"", on_error),
-				 errhint("Use \"raise\" or \"dead_letter\".")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("invalid value for on_error: \"%s\"", on_error),
+						errhint("Use \"raise\" or \"dead_letter\".")));
 	dead_letters = strcmp(on_error, "dead_letter") == 0;
 	if (!JB_ROOT_IS_ARRAY(events) || JB_ROOT_IS_SCALAR(events))
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("events must be a JSON array"),
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("events must be a JSON array"),
 				 errhint("For a single event use evstream_track(), or put it into [ ].")));
 
 	prepare_arena();
 	set_limits(&limits, now);
-	tracked = palloc_extended(Max(1, JB_ROOT_COUNT(events)) * sizeof(TrackedEvent),
-							  MCXT_ALLOC_HUGE);
+	tracked =
+		palloc_extended(Max(1, JB_ROOT_COUNT(events)) * sizeof(TrackedEvent), MCXT_ALLOC_HUGE);
 	initStringInfo(&json);
 
 	it = JsonbIteratorInit(&events->root);
-	(void) JsonbIteratorNext(&it, &v, true);	/* WJB_BEGIN_ARRAY */
+	(void) JsonbIteratorNext(&it, &v, true); /* WJB_BEGIN_ARRAY */
 	while ((token = JsonbIteratorNext(&it, &v, true)) == WJB_ELEM)
 	{
 		EventReason reason;
-		char		detail[EVENT_DETAIL_SIZE];
+		char detail[EVENT_DETAIL_SIZE];
 
 		CHECK_FOR_INTERRUPTS();
 		resetStringInfo(&json);
@@ -489,7 +487,7 @@ evstream_track_batch(PG_FUNCTION_ARGS)
 			(void) JsonbToCString(&json, v.val.binary.data, v.val.binary.len);
 		else
 		{
-			Jsonb	   *element = JsonbValueToJsonb(&v);
+			Jsonb *element = JsonbValueToJsonb(&v);
 
 			(void) JsonbToCString(&json, &element->root, VARSIZE(element));
 		}
@@ -524,13 +522,13 @@ evstream_track_batch(PG_FUNCTION_ARGS)
 Datum
 evstream_check_record(PG_FUNCTION_ARGS)
 {
-	TupleDesc	tupdesc;
+	TupleDesc tupdesc;
 	EventLimits limits;
-	Event		event;
+	Event event;
 	EventReason reason;
-	char		detail[EVENT_DETAIL_SIZE];
-	Datum		values[2] = {0};
-	bool		nulls[2] = {true, true};
+	char detail[EVENT_DETAIL_SIZE];
+	Datum values[2] = {0};
+	bool nulls[2] = {true, true};
 
 	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
@@ -546,10 +544,10 @@ evstream_check_record(PG_FUNCTION_ARGS)
 	}
 	else
 	{
-		bytea	   *value = PG_GETARG_BYTEA_PP(0);
+		bytea *value = PG_GETARG_BYTEA_PP(0);
 
-		reason = event_parse(VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value), &limits,
-							 arena, &event, detail);
+		reason = event_parse(VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value), &limits, arena, &event,
+							 detail);
 	}
 	if (reason == EVENT_NO_MEMORY)
 		refuse_event(reason, detail, -1);

@@ -315,7 +315,7 @@ worker_backoff(void)
 XLogRecPtr
 worker_commit_end(TransactionId xid)
 {
-	XLogRecPtr	end = InvalidXLogRecPtr;
+	XLogRecPtr end = InvalidXLogRecPtr;
 
 	LWLockAcquire(XactTruncationLock, LW_SHARED);
 	if (TransactionIdIsNormal(xid) && !TransactionIdPrecedes(xid, compat_oldest_known_xid()))
@@ -399,11 +399,13 @@ worker_run(const char *what, WorkerUnit unit, void *arg, int *sqlerrcode)
 			failures++;
 		if (failures >= FAILING_AFTER)
 		{
-			char *message = psprintf("%s fails again and again (%s): %s", self_name, what, last_error);
+			char *message =
+				psprintf("%s fails again and again (%s): %s", self_name, what, last_error);
 
-			status_problem(COMPONENT_WORKERS,
-						   worker_self.role == ROLE_CONSUMER ? LEVEL_DOWN : LEVEL_DEGRADED, "failing",
-						   message, "It tries again by itself. Look into the server log, and mend the cause.");
+			status_problem(
+				COMPONENT_WORKERS, worker_self.role == ROLE_CONSUMER ? LEVEL_DOWN : LEVEL_DEGRADED,
+				"failing", message,
+				"It tries again by itself. Look into the server log, and mend the cause.");
 			pfree(message);
 		}
 		RESUME_INTERRUPTS();

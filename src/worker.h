@@ -17,12 +17,12 @@
 /* Which worker this process is. */
 typedef struct WorkerSelf
 {
-	WorkerRole	role;
-	int			index;			/* consumer: 0 .. count - 1 */
-	int			count;			/* how many of this role */
-	Oid			extension;		/* the extension it was started for */
-	char	   *schema;			/* of the public functions and views, quoted */
-	MemoryContext scratch;		/* reset at each worker_run() and by the role */
+	WorkerRole role;
+	int index;             /* consumer: 0 .. count - 1 */
+	int count;             /* how many of this role */
+	Oid extension;         /* the extension it was started for */
+	char *schema;          /* of the public functions and views, quoted */
+	MemoryContext scratch; /* reset at each worker_run() and by the role */
 } WorkerSelf;
 
 extern WorkerSelf worker_self;
@@ -53,7 +53,7 @@ extern bool worker_wait_for(int fd, bool to_write, long timeout_ms);
 /* CHECK_FOR_INTERRUPTS and what worker_wait does for signals, without waiting. */
 extern void worker_check(void);
 
-typedef void (*WorkerUnit) (void *arg);
+typedef void (*WorkerUnit)(void *arg);
 
 /*
  * Runs a unit of work in a transaction of its own, with SPI connected and an
@@ -64,8 +64,7 @@ typedef void (*WorkerUnit) (void *arg);
  * be NULL) and returns false; the caller waits by worker_backoff() before it tries again.
  * Memory: unit runs in worker_self.scratch's child or SPI's; results go into memory of the caller.
  */
-extern bool worker_run(const char *what, WorkerUnit unit, void *arg,
-					   int *sqlerrcode);
+extern bool worker_run(const char *what, WorkerUnit unit, void *arg, int *sqlerrcode);
 
 /*
  * So far the log has to be on disk (XLogFlush) that no crash takes this committed
@@ -87,6 +86,6 @@ extern const char *worker_last_error(void);
  * The schema that an extension was installed in; InvalidOid where there is no
  * such extension.  In a transaction, of any process.
  */
-extern Oid	worker_extension_schema(Oid extension);
+extern Oid worker_extension_schema(Oid extension);
 
-#endif							/* EVSTREAM_WORKER_H */
+#endif /* EVSTREAM_WORKER_H */

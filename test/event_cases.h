@@ -9,6 +9,8 @@
  *
  *-------------------------------------------------------------------------
  */
+/* One case a line reads best. */
+/* clang-format off */
 #ifndef EVSTREAM_EVENT_CASES_H
 #define EVSTREAM_EVENT_CASES_H
 

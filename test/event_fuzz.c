@@ -21,7 +21,7 @@
 
 #define TRACE "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
-extern int	LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+extern int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static void
 require(bool good, const char *rule)
@@ -44,7 +44,7 @@ same(EventText a, EventText b)
 static size_t
 characters(EventText text)
 {
-	size_t		n = 0;
+	size_t n = 0;
 
 	for (size_t i = 0; i < text.len; i++)
 		n += ((unsigned char) text.data[i] & 0xC0) != 0x80;
@@ -54,9 +54,9 @@ characters(EventText text)
 static void
 check_text(EventText text, size_t min, size_t max, const char *rule)
 {
-	require(text.data == NULL ||
-			(event_text_valid(text.data, text.len) &&
-			 characters(text) >= min && characters(text) <= max), rule);
+	require(text.data == NULL || (event_text_valid(text.data, text.len) &&
+								  characters(text) >= min && characters(text) <= max),
+			rule);
 }
 
 /* -?(0|[1-9]\d{0,19})(\.\d{0,9}[1-9])?, and no -0 */
@@ -77,8 +77,7 @@ check_amount(EventText amount)
 	start = p;
 	while (p < end && *p >= '0' && *p <= '9')
 		p++;
-	require(p - start >= 1 && p - start <= EVENT_AMOUNT_INT_DIGITS,
-			"amount's integer digits");
+	require(p - start >= 1 && p - start <= EVENT_AMOUNT_INT_DIGITS, "amount's integer digits");
 	require(*start != '0' || p - start == 1, "amount's leading zero");
 	if (p == end)
 		return;
@@ -86,8 +85,8 @@ check_amount(EventText amount)
 	start = ++p;
 	while (p < end && *p >= '0' && *p <= '9')
 		p++;
-	require(p == end && p - start >= 1 && p - start <= EVENT_AMOUNT_FRACTION &&
-			p[-1] != '0', "amount's fraction");
+	require(p == end && p - start >= 1 && p - start <= EVENT_AMOUNT_FRACTION && p[-1] != '0',
+			"amount's fraction");
 }
 
 int
@@ -95,11 +94,11 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	EventArena *arena = event_arena_create();
 	EventLimits limits;
-	Event		event;
-	Event		again;
-	EventText	formatted;
+	Event event;
+	Event again;
+	EventText formatted;
 	EventReason reason;
-	char		detail[EVENT_DETAIL_SIZE] = "";
+	char detail[EVENT_DETAIL_SIZE] = "";
 
 	if (arena == NULL)
 		return 0;
@@ -114,20 +113,19 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		limits.traceparent.len = strlen(TRACE);
 	}
 
-	reason = event_parse((const char *) data, size, &limits, arena, &event,
-						 detail);
+	reason = event_parse((const char *) data, size, &limits, arena, &event, detail);
 	if (reason != EVENT_OK)
 	{
 		require(detail[0] != '\0' && event_text_valid(detail, strlen(detail)),
 				"a reason has a detail");
-		require(event_reason_by_name(event_reason_name(reason)) == reason,
-				"a reason has a name");
+		require(event_reason_by_name(event_reason_name(reason)) == reason, "a reason has a name");
 		event_arena_free(arena);
 		return 0;
 	}
 
 	require(event.user_id.data != NULL && event.event_type.data != NULL &&
-			event.properties.data != NULL, "required columns");
+				event.properties.data != NULL,
+			"required columns");
 	check_text(event.user_id, 1, EVENT_USER_ID_MAX, "user_id");
 	check_text(event.event_type, 1, EVENT_TYPE_MAX, "event_type");
 	check_text(event.event_id, 1, EVENT_ID_MAX, "event_id");
@@ -135,36 +133,33 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	check_text(event.user_tier, 0, SIZE_MAX, "user_tier");
 	check_text(event.properties, 2, SIZE_MAX, "properties");
 	require(event.properties.data[0] == '{' &&
-			event.properties.data[event.properties.len - 1] == '}',
+				event.properties.data[event.properties.len - 1] == '}',
 			"properties is an object");
 	require(event.traceparent.data == NULL ||
-			event_traceparent_valid(event.traceparent.data,
-									event.traceparent.len), "traceparent");
+				event_traceparent_valid(event.traceparent.data, event.traceparent.len),
+			"traceparent");
 	check_amount(event.amount);
 
 	if (!event.event_id_is_uuid)
 		memset(event.event_uuid, 0xAB, sizeof(event.event_uuid));
 	formatted = event_format(&event, size % 5 == 0 ? "\"seq\": 1" : NULL, arena);
 	require(formatted.data != NULL, "memory");
-	reason = event_parse(formatted.data, formatted.len, &limits, arena, &again,
-						 detail);
+	reason = event_parse(formatted.data, formatted.len, &limits, arena, &again, detail);
 
 	/* Members at the top level move one level down, into properties. */
 	if (reason != EVENT_TOO_LARGE)
 	{
 		require(reason == EVENT_OK, "what was formatted parses");
-		require(same(event.user_id, again.user_id) &&
-				same(event.event_type, again.event_type) &&
-				same(event.item_id, again.item_id) &&
-				same(event.amount, again.amount) &&
-				same(event.user_tier, again.user_tier) &&
-				same(event.traceparent, again.traceparent), "the same columns");
-		require(again.event_id_is_uuid &&
-				memcmp(event.event_uuid, again.event_uuid, 16) == 0,
+		require(same(event.user_id, again.user_id) && same(event.event_type, again.event_type) &&
+					same(event.item_id, again.item_id) && same(event.amount, again.amount) &&
+					same(event.user_tier, again.user_tier) &&
+					same(event.traceparent, again.traceparent),
+				"the same columns");
+		require(again.event_id_is_uuid && memcmp(event.event_uuid, again.event_uuid, 16) == 0,
 				"the same id");
 		require(event.occurred_us == again.occurred_us, "the same time");
 		require(size % 5 == 0 || again.properties.len == 2 ||
-				same(event.properties, again.properties),
+					same(event.properties, again.properties),
 				"the same properties");
 	}
 	event_arena_free(arena);

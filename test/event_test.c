@@ -15,8 +15,8 @@
 #include "../src/event.h"
 #include "event_cases.h"
 
-static int	tests;
-static int	failures;
+static int tests;
+static int failures;
 static EventArena *arena;
 static EventLimits limits;
 
@@ -62,33 +62,31 @@ append_column(char **buf, size_t *used, const char *name, EventText text)
 static char *
 outcome(const char *value, size_t len)
 {
-	Event		event;
+	Event event;
 	EventReason reason;
-	char		detail[EVENT_DETAIL_SIZE] = "";
-	char	   *buf = NULL;
-	size_t		used = 0;
-	char	   *exact = malloc(len > 0 ? len : 1);
+	char detail[EVENT_DETAIL_SIZE] = "";
+	char *buf = NULL;
+	size_t used = 0;
+	char *exact = malloc(len > 0 ? len : 1);
 
 	if (exact == NULL)
 		abort();
-	memcpy(exact, value, len);	/* so that a read behind the end is seen */
+	memcpy(exact, value, len); /* so that a read behind the end is seen */
 	event_arena_reset(arena);
 	reason = event_parse(exact, len, &limits, arena, &event, detail);
 	append(&buf, &used, "", 0);
 	if (reason != EVENT_OK)
 	{
-		append(&buf, &used, event_reason_name(reason),
-			   strlen(event_reason_name(reason)));
-		if (detail[0] == '\0' ||
-			strlen(detail) >= EVENT_DETAIL_SIZE - 1 ||
+		append(&buf, &used, event_reason_name(reason), strlen(event_reason_name(reason)));
+		if (detail[0] == '\0' || strlen(detail) >= EVENT_DETAIL_SIZE - 1 ||
 			detail[strlen(detail) - 1] == '.')
 			append(&buf, &used, " (bad detail)", 13);
 	}
 	else
 	{
-		EventText	text;
-		char		time[33];
-		char		uuid[37];
+		EventText text;
+		char time[33];
+		char uuid[37];
 
 		append_column(&buf, &used, "user_id", event.user_id);
 		append_column(&buf, &used, "event_type", event.event_type);
@@ -110,8 +108,7 @@ outcome(const char *value, size_t len)
 		append_column(&buf, &used, "amount", event.amount);
 		append_column(&buf, &used, "user_tier", event.user_tier);
 		append_column(&buf, &used, "traceparent", event.traceparent);
-		if (event.properties.len != 2 ||
-			memcmp(event.properties.data, "{}", 2) != 0)
+		if (event.properties.len != 2 || memcmp(event.properties.data, "{}", 2) != 0)
 			append_column(&buf, &used, "properties", event.properties);
 	}
 	free(exact);
@@ -119,10 +116,9 @@ outcome(const char *value, size_t len)
 }
 
 static void
-check_bytes(const char *name, const char *value, size_t len,
-			const char *expected)
+check_bytes(const char *name, const char *value, size_t len, const char *expected)
 {
-	char	   *got = outcome(value, len);
+	char *got = outcome(value, len);
 
 	report(strcmp(got, expected) == 0, name, got, expected);
 	free(got);
@@ -132,15 +128,13 @@ static void
 check_cases(const Case *cases, size_t n)
 {
 	for (size_t i = 0; i < n; i++)
-		check_bytes(cases[i].value, cases[i].value, strlen(cases[i].value),
-					cases[i].expected);
+		check_bytes(cases[i].value, cases[i].value, strlen(cases[i].value), cases[i].expected);
 }
 
 #define CHECK_CASES(cases) check_cases(cases, sizeof(cases) / sizeof(cases[0]))
 
 /* A case whose value holds NUL bytes. */
-#define CHECK_LITERAL(name, value, expected) \
-	check_bytes(name, value, sizeof(value) - 1, expected)
+#define CHECK_LITERAL(name, value, expected) check_bytes(name, value, sizeof(value) - 1, expected)
 
 /* ------------------------------------------------- what no table can hold */
 
@@ -148,9 +142,9 @@ check_cases(const Case *cases, size_t n)
 static char *
 repeat(const char *head, const char *unit, size_t n, const char *tail)
 {
-	size_t		unit_len = strlen(unit);
-	char	   *buf = malloc(strlen(head) + n * unit_len + strlen(tail) + 1);
-	char	   *p;
+	size_t unit_len = strlen(unit);
+	char *buf = malloc(strlen(head) + n * unit_len + strlen(tail) + 1);
+	char *p;
 
 	if (buf == NULL)
 		abort();
@@ -163,11 +157,11 @@ repeat(const char *head, const char *unit, size_t n, const char *tail)
 
 /* Only the start of the outcome is compared. */
 static void
-check_repeat(const char *name, const char *head, const char *unit, size_t n,
-			 const char *tail, const char *expected)
+check_repeat(const char *name, const char *head, const char *unit, size_t n, const char *tail,
+			 const char *expected)
 {
-	char	   *value = repeat(head, unit, n, tail);
-	char	   *got = outcome(value, strlen(value));
+	char *value = repeat(head, unit, n, tail);
+	char *got = outcome(value, strlen(value));
 
 	report(strncmp(got, expected, strlen(expected)) == 0, name, got, expected);
 	free(got);
@@ -187,23 +181,30 @@ test_lengths(void)
 
 	check_repeat("user_id of 255 characters", user, "x", 255, "\"}", "user_id=x");
 	check_repeat("user_id of 256 characters", user, "x", 256, "\"}", "bad_user_id");
-	check_repeat("user_id of 255 wide characters", user, "\xf0\x9f\x98\x80", 255, "\"}", "user_id=");
+	check_repeat("user_id of 255 wide characters", user, "\xf0\x9f\x98\x80", 255, "\"}",
+				 "user_id=");
 	check_repeat("user_id of 256 wide characters", user, "\xc3\xa9", 256, "\"}", "bad_user_id");
-	check_repeat("user_id of 255 escaped characters", user, "\\ud83d\\ude00", 255, "\"}", "user_id=");
+	check_repeat("user_id of 255 escaped characters", user, "\\ud83d\\ude00", 255, "\"}",
+				 "user_id=");
 	check_repeat("user_id of 256 escaped characters", user, "\\u0041", 256, "\"}", "bad_user_id");
 	check_repeat("user_id of 255 digits", number, "0", 254, "}", "user_id=1");
 	check_repeat("user_id of 256 digits", number, "0", 255, "}", "bad_user_id");
 	check_repeat("user_id that numeric cannot hold", number, "0", 140000, "}", "bad_user_id");
-	check_repeat("event_type of 100 characters", type, "\xc3\xa9", 100, "\"}", "user_id=u event_type=\xc3\xa9");
+	check_repeat("event_type of 100 characters", type, "\xc3\xa9", 100, "\"}",
+				 "user_id=u event_type=\xc3\xa9");
 	check_repeat("event_type of 101 characters", type, "x", 101, "\"}", "bad_event_type");
 	check_repeat("event_id of 255 characters", id, "\xc3\xa9", 255, "\"}", UT " event_id=");
 	check_repeat("event_id of 256 characters", id, "x", 256, "\"}", "bad_event_id");
 	check_repeat("item_id of 255 characters", item, "\xc3\xa9", 255, "\"}", UT " item_id=");
-	check_repeat("item_id of 256 characters", item, "x", 256, "\"}", UT " properties={\"item_id\":\"x");
-	check_repeat("inner item_id of 256 characters", inner, "x", 256, "\"}}", UT " properties={\"item_id\":\"x");
+	check_repeat("item_id of 256 characters", item, "x", 256, "\"}",
+				 UT " properties={\"item_id\":\"x");
+	check_repeat("inner item_id of 256 characters", inner, "x", 256, "\"}}",
+				 UT " properties={\"item_id\":\"x");
 	check_repeat("user_tier of any length", tier, "x", 5000, "\"}", UT " user_tier=x");
-	check_repeat("many members", "{\"user_id\":\"u\",\"event_type\":\"t\"", ",\"a\":1", 5000, "}", UT " properties={\"a\":1,\"a\":1");
-	check_repeat("many repeated names", "{\"user_id\":\"u\"", ",\"event_type\":\"t\"", 5000, "}", UT);
+	check_repeat("many members", "{\"user_id\":\"u\",\"event_type\":\"t\"", ",\"a\":1", 5000, "}",
+				 UT " properties={\"a\":1,\"a\":1");
+	check_repeat("many repeated names", "{\"user_id\":\"u\"", ",\"event_type\":\"t\"", 5000, "}",
+				 UT);
 }
 
 static void
@@ -213,8 +214,8 @@ test_numbers(void)
 
 	for (int fraction = 0; fraction < 2; fraction++)
 	{
-		char		head[100];
-		size_t		most = fraction ? 16383 : 131072;
+		char head[100];
+		size_t most = fraction ? 16383 : 131072;
 
 		snprintf(head, sizeof(head), "%s%s", a, fraction ? "0." : "");
 		check_repeat("number at numeric's limit", head, "1", most, "}", UT " properties");
@@ -222,8 +223,9 @@ test_numbers(void)
 	}
 	check_repeat("amount of 16000 digits", "{\"user_id\":\"u\",\"event_type\":\"t\",\"amount\":0.",
 				 "1", 16000, "}", UT " amount=0.1111111111");
-	check_repeat("amount with digits balanced by its exponent", "{\"user_id\":\"u\",\"event_type\":\"t\",\"amount\":5",
-				 "0", 1000, "e-1000}", UT " amount=5");
+	check_repeat("amount with digits balanced by its exponent",
+				 "{\"user_id\":\"u\",\"event_type\":\"t\",\"amount\":5", "0", 1000, "e-1000}",
+				 UT " amount=5");
 }
 
 static void
@@ -231,31 +233,28 @@ test_depth(void)
 {
 	const size_t depths[] = {99, 100, 10000, 500000};
 	const char *openers[] = {"[", "{\"a\":"};
-	char		name[100];
+	char name[100];
 
 	for (int i = 0; i < 2; i++)
 	{
 		for (size_t k = 0; k < sizeof(depths) / sizeof(depths[0]); k++)
 		{
-			char	   *close = repeat("", i == 0 ? "]" : "}", depths[k] - 1, "");
-			char	   *tail = malloc(strlen(close) + 10);
-			char	   *tail2 = malloc(strlen(close) + 10);
+			char *close = repeat("", i == 0 ? "]" : "}", depths[k] - 1, "");
+			char *tail = malloc(strlen(close) + 10);
+			char *tail2 = malloc(strlen(close) + 10);
 
 			if (tail == NULL || tail2 == NULL)
 				abort();
 			sprintf(tail, "%s%s}", i == 0 ? "[]" : "{}", close);
 			sprintf(tail2, "%s%s}", i == 0 ? "[]" : "{}", close);
-			snprintf(name, sizeof(name), "%s nested %zu deep in an object",
-					 openers[i], depths[k]);
-			check_repeat(name, "{\"user_id\":\"u\",\"event_type\":\"t\",\"x\":",
-						 openers[i], depths[k] - 1, tail,
-						 depths[k] < 100 ? UT " properties" : "too_large");
-			snprintf(name, sizeof(name), "%s nested %zu deep in properties",
-					 openers[i], depths[k]);
+			snprintf(name, sizeof(name), "%s nested %zu deep in an object", openers[i], depths[k]);
+			check_repeat(name, "{\"user_id\":\"u\",\"event_type\":\"t\",\"x\":", openers[i],
+						 depths[k] - 1, tail, depths[k] < 100 ? UT " properties" : "too_large");
+			snprintf(name, sizeof(name), "%s nested %zu deep in properties", openers[i], depths[k]);
 			if (i == 1)
-				check_repeat(name, "{\"user_id\":\"u\",\"event_type\":\"t\",\"properties\":",
-							 openers[i], depths[k] - 1, tail2,
-							 depths[k] < 100 ? UT " properties" : "too_large");
+				check_repeat(
+					name, "{\"user_id\":\"u\",\"event_type\":\"t\",\"properties\":", openers[i],
+					depths[k] - 1, tail2, depths[k] < 100 ? UT " properties" : "too_large");
 			free(close);
 			free(tail);
 			free(tail2);
@@ -270,13 +269,12 @@ test_depth(void)
 static void
 test_frame_and_size(void)
 {
-	size_t		saved = limits.max_bytes;
+	size_t saved = limits.max_bytes;
 	const char *value = E("\"a\":1");
 
-	CHECK_LITERAL("schema registry frame",
-				  "\0\0\0\0\x07{\"user_id\":\"u\",\"event_type\":\"t\"}", UT);
-	CHECK_LITERAL("frame with any bytes",
-				  "\0{\"[\xff{\"user_id\":\"u\",\"event_type\":\"t\"}", UT);
+	CHECK_LITERAL("schema registry frame", "\0\0\0\0\x07{\"user_id\":\"u\",\"event_type\":\"t\"}",
+				  UT);
+	CHECK_LITERAL("frame with any bytes", "\0{\"[\xff{\"user_id\":\"u\",\"event_type\":\"t\"}", UT);
 	CHECK_LITERAL("frame without JSON", "\0\0\0\0\x07", "not_json");
 	CHECK_LITERAL("frame and white space", "\0\0\0\0\x07 \n", "not_json");
 	CHECK_LITERAL("frame twice", "\0\0\0\0\x07\0\0\0\0\x07{}", "not_json");
@@ -293,7 +291,8 @@ test_frame_and_size(void)
 	check_bytes("as large as allowed", value, strlen(value), UT " properties={\"a\":1}");
 	limits.max_bytes--;
 	check_bytes("one byte too large", value, strlen(value), "too_large");
-	check_bytes("too large and no JSON", "!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!", 54, "too_large");
+	check_bytes("too large and no JSON", "!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!",
+				54, "too_large");
 	limits.max_bytes = saved;
 }
 
@@ -309,10 +308,12 @@ test_limits(void)
 	check_bytes("the record's time", plain, strlen(plain), AT("2026-11-21T08:33:20.000000Z"));
 	check_bytes("the event's time wins", past, strlen(past), AT("1970-01-01T00:00:05.000000Z"));
 	limits.record_us = NOW_US + DAY_US;
-	check_bytes("the record's time at the limit", plain, strlen(plain), AT("2026-11-22T08:33:20.000000Z"));
+	check_bytes("the record's time at the limit", plain, strlen(plain),
+				AT("2026-11-22T08:33:20.000000Z"));
 	limits.record_us = NOW_US + DAY_US + 1;
 	check_bytes("the record's time in the future", plain, strlen(plain), "future_timestamp");
-	check_bytes("the record's time is not used", past, strlen(past), AT("1970-01-01T00:00:05.000000Z"));
+	check_bytes("the record's time is not used", past, strlen(past),
+				AT("1970-01-01T00:00:05.000000Z"));
 	limits.record_us = INT64_MAX;
 	check_bytes("the record's time far away", plain, strlen(plain), "future_timestamp");
 	limits.record_us = INT64_MIN + 1;
@@ -331,7 +332,8 @@ test_limits(void)
 	limits.traceparent.data = TRACE;
 	check_bytes("the same traceparent twice", traced, strlen(traced), UT " traceparent=" TRACE);
 	limits.traceparent.len = 54;
-	check_bytes("malformed traceparent in the header", traced, strlen(traced), UT " traceparent=" TRACE);
+	check_bytes("malformed traceparent in the header", traced, strlen(traced),
+				UT " traceparent=" TRACE);
 	limits.traceparent.len = 0;
 	check_bytes("empty traceparent in the header", plain, strlen(plain), UT);
 	limits.traceparent.data = NULL;
@@ -342,16 +344,17 @@ test_format(void)
 {
 	static const char value[] =
 		"{\"user_id\":\"a\\\"\\\\\\n\\u0001\\u00e9\",\"type\":\"t\",\"event_id\":\"0190F5C2-7A0E-7cc1-b2a4-8D2F2f0c9a11\","
-		"\"ts\":1700000000.5,\"item_id\":5,\"amount\":\"1.50\",\"user_tier\":\"\",\"traceparent\":\"" TRACE "\",\"x\":[1, 2]}";
+		"\"ts\":1700000000.5,\"item_id\":5,\"amount\":\"1.50\",\"user_tier\":\"\",\"traceparent\":\"" TRACE
+		"\",\"x\":[1, 2]}";
 	static const char full[] =
 		"{\"event_id\":\"0190f5c2-7a0e-7cc1-b2a4-8d2f2f0c9a11\",\"user_id\":\"a\\\"\\\\\\n\\u0001\xc3\xa9\",\"event_type\":\"t\","
 		"\"occurred_at\":\"2023-11-14T22:13:20.500000Z\",\"item_id\":\"5\",\"amount\":1.5,\"user_tier\":\"\","
 		"\"traceparent\":\"" TRACE "\",\"properties\":{\"x\":[1, 2]},\"seq\": 1}";
 	static const char least[] =
 		"{\"event_id\":\"00000000-0000-0000-0000-000000000000\",\"user_id\":\"u\",\"event_type\":\"t\"}";
-	Event		event;
-	EventText	got;
-	char		detail[EVENT_DETAIL_SIZE];
+	Event event;
+	EventText got;
+	char detail[EVENT_DETAIL_SIZE];
 
 	event_arena_reset(arena);
 	report(event_parse(value, strlen(value), &limits, arena, &event, detail) == EVENT_OK,
@@ -360,8 +363,8 @@ test_format(void)
 	report(got.len == strlen(full) && memcmp(got.data, full, got.len) == 0,
 		   "formatted with everything", got.data, full);
 
-	event_parse(E("\"properties\":{ \n}"), strlen(E("\"properties\":{ \n}")),
-				&limits, arena, &event, NULL);
+	event_parse(E("\"properties\":{ \n}"), strlen(E("\"properties\":{ \n}")), &limits, arena,
+				&event, NULL);
 	got = event_format(&event, NULL, arena);
 	report(got.len == strlen(least) && memcmp(got.data, least, got.len) == 0,
 		   "formatted with the least", got.data, least);
@@ -372,65 +375,71 @@ test_format(void)
 static void
 test_small_functions(void)
 {
-	static const char *const reasons[] = {"not_json", "not_object", "bad_text",
-		"too_large", "bad_user_id", "bad_event_type", "bad_event_id",
-		"bad_timestamp", "future_timestamp", "bad_amount", "bad_properties",
-	"refused", "crashed"};
-	const int64_t instants[] = {0, -1, 1, INT64_C(-62135596800000000),
-		INT64_C(253402300799999999), INT64_C(951782400000000), NOW_US,
-	INT64_C(-11676096000000000), INT64_C(4107542399999999)};
-	char		buf[37];
-	int64_t		us;
-	uint8_t		uuid[16];
-	bool		good = true;
-	char	   *last = NULL;
+	static const char *const reasons[] = {
+		"not_json",       "not_object",   "bad_text",      "too_large",        "bad_user_id",
+		"bad_event_type", "bad_event_id", "bad_timestamp", "future_timestamp", "bad_amount",
+		"bad_properties", "refused",      "crashed"};
+	const int64_t instants[] = {0,
+								-1,
+								1,
+								INT64_C(-62135596800000000),
+								INT64_C(253402300799999999),
+								INT64_C(951782400000000),
+								NOW_US,
+								INT64_C(-11676096000000000),
+								INT64_C(4107542399999999)};
+	char buf[37];
+	int64_t us;
+	uint8_t uuid[16];
+	bool good = true;
+	char *last = NULL;
 
 	for (size_t i = 0; i < sizeof(reasons) / sizeof(reasons[0]); i++)
-		good &= strcmp(event_reason_name(event_reason_by_name(reasons[i])),
-					   reasons[i]) == 0;
+		good &= strcmp(event_reason_name(event_reason_by_name(reasons[i])), reasons[i]) == 0;
 	report(good, "reasons by name", "", "");
 	report(event_reason_by_name("ok") == EVENT_OK &&
-		   event_reason_by_name("out_of_memory") == EVENT_OK &&
-		   event_reason_by_name("") == EVENT_OK, "no such reason", "", "");
+			   event_reason_by_name("out_of_memory") == EVENT_OK &&
+			   event_reason_by_name("") == EVENT_OK,
+		   "no such reason", "", "");
 
 	for (size_t i = 0; i < sizeof(instants) / sizeof(instants[0]); i++)
 	{
-		size_t		len = event_format_time(instants[i], buf);
+		size_t len = event_format_time(instants[i], buf);
 
-		report(len == 27 && strlen(buf) == 27 &&
-			   event_parse_time(buf, len, &us) && us == instants[i],
+		report(len == 27 && strlen(buf) == 27 && event_parse_time(buf, len, &us) &&
+				   us == instants[i],
 			   "time there and back", buf, "");
 	}
 	good = true;
 	for (us = INT64_C(-62135596800000000); us <= INT64_C(253402300799999999);
 		 us += INT64_C(86399999999) * 3)
 	{
-		int64_t		back;
+		int64_t back;
 
-		good &= event_parse_time(buf, event_format_time(us, buf), &back) &&
-			back == us;
+		good &= event_parse_time(buf, event_format_time(us, buf), &back) && back == us;
 	}
 	report(good, "every third day there and back", buf, "");
-	report(event_format_time(INT64_MAX, buf) < 33 &&
-		   event_format_time(INT64_MIN, buf) < 33, "times out of range", buf, "");
+	report(event_format_time(INT64_MAX, buf) < 33 && event_format_time(INT64_MIN, buf) < 33,
+		   "times out of range", buf, "");
 
 	report(event_text_valid("a\xc3\xa9\xf0\x9f\x98\x80", 7), "valid text", "", "");
 	report(event_text_valid(NULL, 0), "empty text", "", "");
 	report(!event_text_valid("a\0b", 3) && !event_text_valid("\xc3", 1) &&
-		   !event_text_valid("\xed\xa0\x80", 3), "invalid text", "", "");
-	report(event_parse_uuid("0190F5C2-7a0e-7cc1-b2a4-8d2f2f0c9a11", 36, uuid) &&
-		   uuid[0] == 0x01 && uuid[2] == 0xf5 && uuid[15] == 0x11, "uuid", "", "");
+			   !event_text_valid("\xed\xa0\x80", 3),
+		   "invalid text", "", "");
+	report(event_parse_uuid("0190F5C2-7a0e-7cc1-b2a4-8d2f2f0c9a11", 36, uuid) && uuid[0] == 0x01 &&
+			   uuid[2] == 0xf5 && uuid[15] == 0x11,
+		   "uuid", "", "");
 	event_format_uuid(uuid, buf);
-	report(strcmp(buf, "0190f5c2-7a0e-7cc1-b2a4-8d2f2f0c9a11") == 0,
-		   "uuid back", buf, "");
-	report(!event_parse_uuid("0190F5C2-7a0e-7cc1-b2a4-8d2f2f0c9a1", 35, uuid),
-		   "uuid cut short", "", "");
+	report(strcmp(buf, "0190f5c2-7a0e-7cc1-b2a4-8d2f2f0c9a11") == 0, "uuid back", buf, "");
+	report(!event_parse_uuid("0190F5C2-7a0e-7cc1-b2a4-8d2f2f0c9a1", 35, uuid), "uuid cut short", "",
+		   "");
 
 	event_arena_reset(arena);
 	good = true;
 	for (size_t i = 0; i < 3000; i++)
 	{
-		char	   *data = event_arena_alloc(arena, i * 7);
+		char *data = event_arena_alloc(arena, i * 7);
 
 		good &= data != NULL && ((uintptr_t) data & 15) == 0 && data != last;
 		memset(data, 1, i * 7);
@@ -439,10 +448,9 @@ test_small_functions(void)
 	}
 	report(good, "arena gives aligned memory", "", "");
 	report(event_arena_alloc(arena, SIZE_MAX - 20) == NULL &&
-		   event_arena_alloc(arena, SIZE_MAX) == NULL,
+			   event_arena_alloc(arena, SIZE_MAX) == NULL,
 		   "arena out of memory", "", "");
-	report(event_arena_alloc(arena, 20 * 1024 * 1024) != NULL,
-		   "arena gives much at once", "", "");
+	report(event_arena_alloc(arena, 20 * 1024 * 1024) != NULL, "arena gives much at once", "", "");
 }
 
 int
