@@ -25,7 +25,7 @@ export PG_CONFIG
 
 # These work on a machine that has no more than make, bash and apt: PostgreSQL's
 # makefiles are read only for the other targets.
-HABITS = help deps demo check accept format lint bench $(BENCH_BIN)
+HABITS = help deps demo check check-versions accept format lint bench $(BENCH_BIN)
 
 .PHONY: $(filter-out $(BENCH_BIN),$(HABITS))
 
@@ -66,6 +66,7 @@ help:
 	@echo 'make demo REDIS=1     the same, and what a subscriber gets of it through a throwaway Redis'
 	@echo 'make check            every test, in servers and a broker of their own'
 	@echo 'make check T=name     one of them: sql/name.sql, specs/name.spec, t/name.pl, test/name.c ...'
+	@echo 'make check-versions   lint and every test on PostgreSQL 15, 17 and 18, in roots of Debian releases (as root)'
 	@echo 'make accept           take the results that the last check saw as the expected ones'
 	@echo 'make bench            figures of all parts, each beside a plain one of the same run'
 	@echo 'make format           lay out the C files'
@@ -83,6 +84,9 @@ demo:
 check:
 	@scripts/deps.sh build test $(if $(CI),kafka redis clients)
 	@scripts/check.sh $(T)
+
+check-versions:
+	@EVSTREAM_TEST='$(T)' scripts/versions.sh $(V)
 
 accept:
 	@scripts/accept.sh

@@ -3,7 +3,7 @@
 # Installs, by apt, the Debian packages that the named groups need and that are
 # missing; does nothing, quickly, where all is there.
 #
-# usage: deps.sh [build] [test] [kafka] [redis] [clients] [format]
+# usage: deps.sh [build] [test] [kafka] [redis] [clients] [format] [roots]
 
 set -euo pipefail
 
@@ -55,7 +55,8 @@ for group; do
 			need openssl command -v openssl ;;
 		kafka)
 			need openjdk-17-jre-headless java17
-			need maven command -v mvn ;;
+			# which is only to fetch the jars with
+			[ -e "$("$(dirname "$0")/kafka.sh" jars)/complete" ] || need maven command -v mvn ;;
 		redis)
 			need redis-server command -v redis-server
 			need python3 command -v python3 ;;
@@ -63,6 +64,8 @@ for group; do
 			need nodejs command -v node ;;
 		format)
 			need clang-format command -v clang-format ;;
+		roots)
+			need debootstrap command -v debootstrap ;;
 		*)
 			echo "deps.sh: no group \"$group\"" >&2
 			exit 2 ;;

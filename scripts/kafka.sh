@@ -12,6 +12,7 @@ usage()
 {
 	cat <<-'END'
 	usage: kafka.sh fetch                            fill the cache of jars (JDK 17 or later, maven)
+	       kafka.sh jars                             print where the cache is
 	       kafka.sh start DIR [PORT] [KEY=VALUE...]  start a broker, print 127.0.0.1:PORT
 	       kafka.sh stop DIR                         end it in order (TERM, then KILL)
 	       kafka.sh kill DIR                         end it at once (KILL)
@@ -299,6 +300,9 @@ topic()
 case ${1:-} in
 	fetch)
 		fetch
+		exit 0 ;;
+	jars)
+		echo "$JARS"
 		exit 0 ;;
 	-h | --help | help)
 		usage

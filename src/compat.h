@@ -25,9 +25,14 @@
 #endif
 
 #if PG_VERSION_NUM >= 180000
-#define COMPAT_MODULE_MAGIC PG_MODULE_MAGIC_EXT(.name = "evstream", .version = "1.0")
+#define COMPAT_MODULE_MAGIC PG_MODULE_MAGIC_EXT(.name = "evstream", .version = "1.1")
 #else
 #define COMPAT_MODULE_MAGIC PG_MODULE_MAGIC
+#endif
+
+/* Before 18 that a function does not return was said behind its name. */
+#if PG_VERSION_NUM < 180000
+#define pg_noreturn pg_attribute_noreturn()
 #endif
 
 /* Since 15 shared memory is asked for in a hook, before in _PG_init(). */
@@ -132,15 +137,16 @@ compat_parse_interval(const char *text, Interval *span)
 #include "varatt.h"
 #endif
 
+#endif /* EVSTREAM_COMPAT_H */
+
 /*
  * The functions by which the server writes to its client, for who asks for
- * them and includes this file last.  For the connection's struct, which is not
- * of interest here, libpq.h wants the headers of Kerberos where the server was
- * built with it; they are not among what an extension is built with.
+ * them and then includes this file as the last one, be it once more.  For the
+ * connection's struct, which is not of interest here, libpq.h wants the headers
+ * of Kerberos where the server was built with it; they are not among what an
+ * extension is built with.
  */
 #ifdef COMPAT_WANT_COMM_METHODS
 #undef ENABLE_GSS
 #include "libpq/libpq.h"
 #endif
-
-#endif /* EVSTREAM_COMPAT_H */

@@ -11,6 +11,7 @@
 #include "postgres.h"
 
 #include "batch.h"
+#include "compat.h"
 
 /* Zone of the days, and the arena of the batch in hand */
 typedef struct ConsumerState
@@ -39,7 +40,7 @@ extern bool consumer_retries(void);
 extern bool consumer_any_retries(void);
 
 /* The two main loops; they do not return. */
-extern void consumer_local_loop(void) pg_attribute_noreturn();
-extern void consumer_kafka_loop(void) pg_attribute_noreturn();
+pg_noreturn extern void consumer_local_loop(void);
+pg_noreturn extern void consumer_kafka_loop(void);
 
 #endif /* EVSTREAM_CONSUMER_H */

@@ -12,6 +12,7 @@
 #include "postgres.h"
 
 #include "batch.h"
+#include "compat.h"
 #include "kafka.h"
 
 #define UNIX_EPOCH_OFFSET_US ((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
@@ -117,6 +118,6 @@ extern KafkaStatus source_look_at_range(KafkaPart *part);
 extern bool source_same_record(const KafkaRecord *kafka, int64 timestamp_ms, uint32 crc);
 
 /* Begins the topic anew, and ends the process. */
-extern void source_made_again(const char *topic, int32 log_id) pg_attribute_noreturn();
+pg_noreturn extern void source_made_again(const char *topic, int32 log_id);
 
 #endif /* EVSTREAM_CONSUMER_KAFKA_H */

@@ -471,7 +471,8 @@ headers_json(const KafkaHeader *headers, int nheaders)
 		int size = pg_b64_enc_len((int) headers[i].len) + 1;
 		char *value = palloc0(size);
 
-		(void) pg_b64_encode((const void *) headers[i].value, (int) headers[i].len, value, size);
+		if (pg_b64_encode((const void *) headers[i].value, (int) headers[i].len, value, size) < 0)
+			elog(ERROR, "could not encode a header");
 		appendStringInfo(&json, "%s[\"%s\", \"%s\"]", i == 0 ? "[" : ", ", headers[i].name, value);
 	}
 	appendStringInfoChar(&json, ']');

@@ -62,8 +62,8 @@ static bool stats_pending;
 /* ---- end of a worker ---- */
 
 /* Exit status 0, as the postmaster logs any other. */
-static void
-pg_attribute_noreturn() leave(bool again, const char *why)
+pg_noreturn static void
+leave(bool again, const char *why)
 {
 	ereport(DEBUG1, (errmsg_internal("%s ends: %s", self_name, why)));
 	if (own_slot != NULL)

@@ -12,6 +12,7 @@
 
 #include "access/xlogdefs.h"
 
+#include "compat.h"
 #include "status.h"
 
 /* Which worker this process is. */
@@ -77,7 +78,7 @@ extern XLogRecPtr worker_commit_end(TransactionId xid);
 extern void worker_backoff(void);
 
 /* Ends the process quietly, to be started again by the launcher at once. */
-extern void worker_restart(const char *why) pg_attribute_noreturn();
+pg_noreturn extern void worker_restart(const char *why);
 
 /* The last error of worker_run(), in static memory ("" if none). */
 extern const char *worker_last_error(void);
