@@ -20,3 +20,16 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 -- ---------------------------------------------------------------------------
 -- Operating: health, metrics, seek, rebuild, grants
 -- ---------------------------------------------------------------------------
+
+-- A dump sets row_security by SET. As a setting of the database, the role or the
+-- server it does not tell of a restore: what 1.0 took for one, a moment ago, is none.
+DO $$
+BEGIN
+	IF (SELECT s.source FROM pg_catalog.pg_settings s WHERE s.name = 'row_security') <> 'session' THEN
+		DELETE FROM evstream.restored r WHERE r.restored_at = pg_catalog.now();
+		IF FOUND THEN
+			PERFORM evstream.add_first_rows();
+		END IF;
+	END IF;
+END
+$$;

@@ -52,7 +52,9 @@ for group; do
 			need libipc-run-perl perl -MIPC::Run -e 1
 			need redis-server command -v redis-server
 			need redis-tools command -v redis-cli
-			need openssl command -v openssl ;;
+			need openssl command -v openssl
+			# since Debian 13 zones such as CET are in a package of their own
+			need tzdata-legacy ls /usr/share/zoneinfo/CET ;;
 		kafka)
 			need openjdk-17-jre-headless java17
 			# which is only to fetch the jars with

@@ -19,6 +19,7 @@
 #include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -61,6 +62,7 @@ static void
 create_segment(void)
 {
 	int32 segment_id;
+	int level;
 	char *sql;
 
 	sql_execute(
@@ -72,7 +74,9 @@ create_segment(void)
 				   "CREATE UNIQUE INDEX ids_%d_event_id_idx ON evstream.ids_%d (event_id);"
 				   "ALTER TABLE evstream.ids ATTACH PARTITION evstream.ids_%d FOR VALUES IN (%d)",
 				   segment_id, segment_id, segment_id, segment_id, segment_id);
+	level = sql_without_event_triggers();
 	sql_execute(sql, 0, NULL, NULL, NULL, SPI_OK_UTILITY);
+	AtEOXact_GUC(true, level);
 }
 
 /* The open segment, or 0. */

@@ -700,6 +700,7 @@ evstream_launcher_main(Datum main_arg)
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	setting_shield_session();
 	SetConfigOption("application_name", "evstream launcher", PGC_USERSET, PGC_S_SESSION);
 
 	MemoryContextSwitchTo(TopMemoryContext);
@@ -776,6 +777,7 @@ evstream_scout_main(Datum main_arg)
 
 	/* Never connected to a database that is held: those who hold it have asked us to end. */
 	BackgroundWorkerInitializeConnectionByOid(start.dboid, InvalidOid, 0);
+	setting_shield_session();
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());

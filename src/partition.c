@@ -20,11 +20,13 @@
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/resowner.h"
 #include "utils/syscache.h"
 
 #include "partition.h"
+#include "sql.h"
 
 #define MONTHS_AHEAD 2
 
@@ -70,23 +72,24 @@ relation_owner(Oid relid)
 	return owner;
 }
 
-static void execute(const char *format, ...) pg_attribute_printf(1, 2);
+static void define(const char *format, ...) pg_attribute_printf(1, 2);
 
+/* Runs a statement that makes, changes or drops a leaf. */
 static void
-execute(const char *format, ...)
+define(const char *format, ...)
 {
 	char command[2048];
 	va_list args;
-	int ret;
+	int level;
 
 	va_start(args, format);
 	if (vsnprintf(command, sizeof(command), format, args) >= (int) sizeof(command))
 		elog(ERROR, "command is too long");
 	va_end(args);
 
-	ret = SPI_execute(command, false, 0);
-	if (ret < 0)
-		elog(ERROR, "SPI_execute failed: %s", SPI_result_code_string(ret));
+	level = sql_without_event_triggers();
+	sql_execute(command, 0, NULL, NULL, NULL, SPI_OK_UTILITY);
+	AtEOXact_GUC(true, level);
 }
 
 /* One text of one row, or false; the answer goes into name. */
@@ -185,8 +188,8 @@ bounds_of_name(const char *name, const Parent **parent, char *bounds, size_t siz
 static void
 attach(const Parent *parent, const char *name, const char *bounds)
 {
-	execute("ALTER TABLE evstream.%s ATTACH PARTITION evstream.%s FOR VALUES %s", parent->name,
-			name, bounds);
+	define("ALTER TABLE evstream.%s ATTACH PARTITION evstream.%s FOR VALUES %s", parent->name, name,
+		   bounds);
 }
 
 /* Makes a leaf and attaches it; the caller has the parent's lock. */
@@ -200,18 +203,18 @@ make_leaf(const Parent *parent, const char *name)
 	if (!bounds_of_name(name, &found, bounds, sizeof(bounds)) || found != parent)
 		elog(ERROR, "\"%s\" is no name of a partition", name);
 
-	execute("CREATE TABLE evstream.%s (LIKE evstream.%s INCLUDING ALL%s)%s", name, parent->name,
-			parent->constraint, parent->storage);
+	define("CREATE TABLE evstream.%s (LIKE evstream.%s INCLUDING ALL%s)%s", name, parent->name,
+		   parent->constraint, parent->storage);
 	if (parent->index != NULL)
-		execute("CREATE INDEX ON evstream.%s (%s)", name, parent->index);
+		define("CREATE INDEX ON evstream.%s (%s)", name, parent->index);
 	/* Ranges so large that autovacuum, which looks once in a minute, is not asked for too many. */
 	if (parent->brin != NULL)
-		execute("CREATE INDEX ON evstream.%s USING brin (%s)"
-				" WITH (pages_per_range = 512, autosummarize = on)",
-				name, parent->brin);
+		define("CREATE INDEX ON evstream.%s USING brin (%s)"
+			   " WITH (pages_per_range = 512, autosummarize = on)",
+			   name, parent->brin);
 	if (owner != GetUserId())
-		execute("ALTER TABLE evstream.%s OWNER TO %s", name,
-				quote_identifier(GetUserNameFromId(owner, false)));
+		define("ALTER TABLE evstream.%s OWNER TO %s", name,
+			   quote_identifier(GetUserNameFromId(owner, false)));
 	attach(parent, name, bounds);
 }
 
@@ -354,8 +357,8 @@ partition_adopt_next(const char *after, char name[NAMEDATALEN])
 		return false;
 
 	if (sscanf(name, "ids_%d", &segment) == 1)
-		execute("ALTER TABLE evstream.ids ATTACH PARTITION evstream.%s FOR VALUES IN (%d)", name,
-				segment);
+		define("ALTER TABLE evstream.ids ATTACH PARTITION evstream.%s FOR VALUES IN (%d)", name,
+			   segment);
 	else if (bounds_of_name(name, &parent, bounds, sizeof(bounds)))
 	{
 		lock_parent(parent);
@@ -411,11 +414,13 @@ partition_oldest_month(PartitionStats stats, DateADT before, char name[NAMEDATAL
 void
 partition_record_days(const char *name)
 {
-	execute("INSERT INTO evstream.unstored_days (day, time_zone)"
-			" SELECT DISTINCT evstream.day_of(e.occurred_at, s.time_zone), s.time_zone"
-			" FROM evstream.%s e CROSS JOIN evstream.state s"
-			" ON CONFLICT DO NOTHING",
-			quote_identifier(name));
+	char *sql = psprintf("INSERT INTO evstream.unstored_days (day, time_zone)"
+						 " SELECT DISTINCT evstream.day_of(e.occurred_at, s.time_zone), s.time_zone"
+						 " FROM evstream.%s e CROSS JOIN evstream.state s"
+						 " ON CONFLICT DO NOTHING",
+						 quote_identifier(name));
+
+	sql_execute(sql, 0, NULL, NULL, NULL, SPI_OK_INSERT);
 }
 
 bool
@@ -430,8 +435,9 @@ partition_drop(const char *name)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		execute("SET LOCAL lock_timeout = '" DROP_LOCK_TIMEOUT "'");
-		execute("DROP TABLE IF EXISTS evstream.%s", quote_identifier(name));
+		sql_execute("SET LOCAL lock_timeout = '" DROP_LOCK_TIMEOUT "'", 0, NULL, NULL, NULL,
+					SPI_OK_UTILITY);
+		define("DROP TABLE IF EXISTS evstream.%s", quote_identifier(name));
 		ReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;

@@ -266,3 +266,45 @@ setting_fingerprint(void)
 	appendStringInfo(&text, UINT64_FORMAT, secrets_hash());
 	return text.data;
 }
+
+void
+setting_shield_session(void)
+{
+	static const char *const values[][2] = {
+		/* the first, as the others may be a superuser's to set */
+		{"role", "none"},
+		{"search_path", "pg_catalog, pg_temp"},
+		{"synchronous_commit", "off"},
+		{"statement_timeout", "0"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"idle_session_timeout", "0"},
+		{COMPAT_TRANSACTION_TIMEOUT, "0"},
+		{"lock_timeout", "500ms"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_deferrable", "off"},
+		{"row_security", "on"},
+		{"session_replication_role", "origin"},
+		{"exit_on_error", "off"},
+		{"standard_conforming_strings", "on"},
+		{"transform_null_equals", "off"},
+		{"array_nulls", "on"},
+		/* the bridge of notifications passes on what a client would get */
+		{"client_encoding", "UTF8"},
+		{"DateStyle", "ISO, YMD"},
+		{"IntervalStyle", "postgres"},
+		{"TimeZone", "UTC"},
+		{"bytea_output", "hex"},
+		{"extra_float_digits", "1"},
+		{"jit", "off"},
+		/* parallel workers would take the slots that workers need */
+		{"max_parallel_workers_per_gather", "0"},
+		{"max_parallel_maintenance_workers", "0"},
+	};
+
+	for (int i = 0; i < (int) lengthof(values); i++)
+	{
+		if (values[i][0] != NULL)
+			SetConfigOption(values[i][0], values[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+	}
+}

@@ -106,4 +106,12 @@ extern void setting_secrets_load(int elevel);
  */
 extern const char *setting_secret(const char *key);
 
+/*
+ * Gives PostgreSQL's own settings the values that our statements rely on, so
+ * that those of the server, the database or the role neither change what they
+ * mean nor end them.  For our processes, once each, when they have connected and are
+ * in no transaction.
+ */
+extern void setting_shield_session(void);
+
 #endif /* EVSTREAM_SETTINGS_H */

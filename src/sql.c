@@ -51,6 +51,16 @@ sql_by_index(void)
 	return level;
 }
 
+int
+sql_without_event_triggers(void)
+{
+	int level = NewGUCNestLevel();
+
+	set_config_option("session_replication_role", "replica", PGC_SUSET, PGC_S_SESSION,
+					  GUC_ACTION_SAVE, true, 0, false);
+	return level;
+}
+
 SPIPlanPtr
 sql_plan(const char *sql, int nargs, Oid *types)
 {

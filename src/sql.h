@@ -41,6 +41,13 @@ extern SPIPlanPtr sql_plan(const char *sql, int nargs, Oid *types);
 extern int sql_by_index(void);
 
 /*
+ * Keeps event triggers from firing, until AtEOXact_GUC(true, the result): a
+ * trigger that refuses or changes what users define is not meant for leaves, and
+ * must not stop the counting.  Those that are ENABLE ALWAYS or ENABLE REPLICA fire.
+ */
+extern int sql_without_event_triggers(void);
+
+/*
  * A column of a row of the last result, numbered from 1.  A null raises unless
  * the caller asks for it by isnull.
  */

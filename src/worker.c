@@ -88,43 +88,6 @@ error_context(void *arg)
 		errcontext("%s of database \"%s\"", self_name, database_name);
 }
 
-/*
- * Settings of the server or the database must not change what the workers'
- * statements mean, nor end them.
- */
-static void
-lock_session_settings(void)
-{
-	static const char *const values[][2] = {
-		{"search_path", "pg_catalog, pg_temp"},
-		{"synchronous_commit", "off"},
-		{"statement_timeout", "0"},
-		{"idle_in_transaction_session_timeout", "0"},
-		{"idle_session_timeout", "0"},
-		{"lock_timeout", "500ms"},
-		{"default_transaction_read_only", "off"},
-		{"default_transaction_isolation", "read committed"},
-		{"default_transaction_deferrable", "off"},
-		{"row_security", "on"},
-		{"session_replication_role", "origin"},
-		{"standard_conforming_strings", "on"},
-		{"DateStyle", "ISO, YMD"},
-		{"IntervalStyle", "postgres"},
-		{"TimeZone", "UTC"},
-		{"bytea_output", "hex"},
-		{"extra_float_digits", "1"},
-		{"jit", "off"},
-		/* parallel workers would take the slots that workers need */
-		{"max_parallel_workers_per_gather", "0"},
-		{"max_parallel_maintenance_workers", "0"},
-	};
-
-	for (int i = 0; i < (int) lengthof(values); i++)
-		SetConfigOption(values[i][0], values[i][1], PGC_SUSET, PGC_S_OVERRIDE);
-	if (COMPAT_TRANSACTION_TIMEOUT != NULL)
-		SetConfigOption(COMPAT_TRANSACTION_TIMEOUT, "0", PGC_SUSET, PGC_S_OVERRIDE);
-}
-
 Oid
 worker_extension_schema(Oid extension)
 {
@@ -193,7 +156,7 @@ worker_begin(Datum main_arg, WorkerRole role)
 		leave(false, "not wanted any more");
 
 	BackgroundWorkerInitializeConnectionByOid(start.dboid, InvalidOid, 0);
-	lock_session_settings();
+	setting_shield_session();
 	SetConfigOption("application_name", self_name, PGC_USERSET, PGC_S_SESSION);
 	pgstat_report_activity(STATE_RUNNING, "starting");
 
