@@ -5,6 +5,13 @@
 
 SET LOCAL search_path = pg_catalog, pg_temp;
 
+-- Who holds which privilege before what it opens has changed; see the end.
+CREATE TABLE evstream.privileges_before AS
+	SELECT r.oid AS role, p.privilege
+	FROM pg_catalog.pg_roles r CROSS JOIN unnest(ARRAY['track', 'read', 'subscribe', 'operate']) p (privilege)
+	WHERE evstream.holds_privilege(r.oid::regrole, p.privilege)
+		AND r.oid <> (SELECT x.extowner FROM pg_catalog.pg_extension x WHERE x.extname = 'evstream');
+
 -- ---------------------------------------------------------------------------
 -- Outbox and relay
 -- ---------------------------------------------------------------------------
@@ -33,3 +40,37 @@ BEGIN
 	END IF;
 END
 $$;
+
+-- ---------------------------------------------------------------------------
+-- Rights; to stay the last section
+-- ---------------------------------------------------------------------------
+
+-- What is new belongs to the owner of the extension, whoever updates it, and
+-- nothing is for PUBLIC, whatever the default privileges are.
+DO $$
+DECLARE
+	item record;
+BEGIN
+	FOR item IN
+		SELECT CASE WHEN p.oid IS NOT NULL THEN format('FUNCTION %s', p.oid::regprocedure) ELSE format('TABLE %s', c.oid::regclass) END AS object,
+			pg_get_userbyid(x.extowner) AS owner,
+			COALESCE(p.proowner, c.relowner) <> x.extowner
+				AND NOT EXISTS (SELECT FROM pg_depend s WHERE s.classid = 'pg_class'::regclass AND s.objid = c.oid AND c.relkind = 'S'
+					AND s.refclassid = 'pg_class'::regclass AND s.refobjsubid > 0) AS is_other
+		FROM pg_extension x
+			JOIN pg_depend d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = x.oid AND d.deptype = 'e'
+			LEFT JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid
+			LEFT JOIN pg_class c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid
+		WHERE x.extname = 'evstream' AND (p.oid IS NOT NULL OR c.oid IS NOT NULL)
+	LOOP
+		IF item.is_other THEN
+			EXECUTE format('ALTER %s OWNER TO %I', item.object, item.owner);
+		END IF;
+		EXECUTE format('REVOKE ALL ON %s FROM PUBLIC', item.object);
+	END LOOP;
+END
+$$;
+
+-- A privilege that was granted opens what 1.1 adds to it, too.
+SELECT @extschema@.evstream_grant(b.role::regrole, b.privilege) FROM evstream.privileges_before b ORDER BY b.role, b.privilege;
+DROP TABLE evstream.privileges_before;
