@@ -125,6 +125,20 @@ FROM (
 SELECT count(DISTINCT w.event_id) = 1000 AS written FROM written w;
 ROLLBACK;
 
+-- More than goes into the table at a time, some of it kept out of line, all in the index.
+BEGIN;
+SELECT evstream_track_batch((SELECT jsonb_agg(jsonb_build_object('user_id', n, 'event', 'view',
+		'text', CASE WHEN n % 100 = 0 THEN (SELECT string_agg(md5(n || '-' || m), '') FROM generate_series(1, 1000) m) ELSE '' END) ORDER BY n)
+	FROM generate_series(1, 2500) n));
+SELECT evstream_track(0, 'view', jsonb_build_object('text', (SELECT string_agg(md5(m::text), '') FROM generate_series(1, 1000) m))) IS NOT NULL AS ok;
+SET LOCAL enable_seqscan = off;
+SET LOCAL enable_bitmapscan = off;
+SELECT count(*), bool_and(o.user_id = o.value::jsonb ->> 'user_id') AS same,
+	count(*) FILTER (WHERE length(o.value::jsonb -> 'properties' ->> 'text') = 32000) AS long
+FROM (SELECT * FROM evstream.outbox_0 UNION ALL SELECT * FROM evstream.outbox_1 UNION ALL SELECT * FROM evstream.outbox_2) o
+WHERE o.xid = pg_current_xact_id();
+ROLLBACK;
+
 -- Ids of texts: UUIDv5 in the namespace 6a1f3c52-8f5e-4f0b-9d57-5b1d6c3e0a4e, as other programs compute it.
 SELECT t.text, evstream_event_id(t.text) = t.expected AS as_expected
 FROM (VALUES

@@ -31,6 +31,9 @@ set_version(pg_uuid_t *id, uint8 version)
 void
 event_id_generate(pg_uuid_t *id)
 {
+	/* drawn for many ids at a time, as each drawing has its price */
+	static uint8 random[64 * UUID_LEN];
+	static Size drawn = 0; /* what is left of it, at its end */
 	static uint64 last_us = 0;
 	uint64 us = (uint64) (GetCurrentTimestamp() +
 						  (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY);
@@ -44,9 +47,13 @@ event_id_generate(pg_uuid_t *id)
 	ms = us / 1000;
 	fraction = (uint16) ((us % 1000) * 4096 / 1000);
 
-	if (!pg_strong_random(id->data, UUID_LEN))
+	if (drawn == 0 && !pg_strong_random(random, sizeof(random)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not generate random values")));
+	if (drawn == 0)
+		drawn = sizeof(random);
+	drawn -= UUID_LEN;
+	memcpy(id->data, random + drawn, UUID_LEN);
 	for (int i = 0; i < 6; i++)
 		id->data[i] = (uint8) (ms >> (8 * (5 - i)));
 	id->data[6] = (uint8) (fraction >> 8);

@@ -49,6 +49,22 @@ typedef struct OutboxBatch
 	bool tick_done;       /* this was the last of the tick */
 } OutboxBatch;
 
+/* An event on its way into the outbox */
+typedef struct OutboxNew
+{
+	pg_uuid_t event_id;
+	Datum user_id;     /* text */
+	Datum traceparent; /* text, or 0 */
+	Datum value;       /* text */
+} OutboxNew;
+
+/*
+ * Adds rows to the outbox as part of the present transaction, whoever's it is,
+ * and wakes the reader at its commit.  The table is locked against its emptying
+ * until then.  Raises errors as an INSERT does.
+ */
+extern void outbox_write(const OutboxNew *rows, int nrows, TimestampTz tracked_at);
+
 /*
  * All of these run inside a transaction with SPI connected (worker_run), in
  * READ COMMITTED, and raise errors as SQL does.

@@ -160,12 +160,22 @@ settings_define(void)
 int64
 setting_interval_us(const char *text)
 {
+	/* evstream_track() asks for the same one each time */
+	static char last[32];
+	static int64 last_us;
 	int64 us;
 
 	if (text[0] == '\0')
 		return -1;
+	if (strcmp(text, last) == 0)
+		return last_us;
 	if (!parse_duration(text, &us))
 		elog(ERROR, "invalid duration \"%s\"", text);
+	if (strlen(text) < sizeof(last))
+	{
+		strcpy(last, text);
+		last_us = us;
+	}
 	return us;
 }
 

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * track.c
- *	  evstream_track() and evstream_track_batch(): events into the outbox.
+ *	  evstream_track() and evstream_track_batch(): tracked events, checked and brought into their form.
  *
  * An event is brought into its JSON form and goes through event_parse(), as a
  * record of a topic does: there is one truth for what a valid event is.  What
@@ -11,27 +11,18 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
 #include "access/htup_details.h"
-#include "access/table.h"
-#include "access/xact.h"
-#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
-#include "storage/lmgr.h"
-#include "storage/proc.h"
 #include "tcop/utility.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/json.h"
 #include "utils/jsonb.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
@@ -41,31 +32,11 @@
 #include "settings.h"
 #include "sql.h"
 
-#define OUTBOX_TABLES 3
-/* Rows that one statement writes in evstream_track_batch() */
-#define WRITE_CHUNK   1000
-
-/* An event on its way into the outbox */
-typedef struct TrackedEvent
-{
-	pg_uuid_t event_id;
-	Datum user_id;     /* text */
-	Datum traceparent; /* text, or 0 */
-	Datum value;       /* text */
-} TrackedEvent;
-
 /*
  * Decoded texts of one call; malloc'd, so it is kept for the session and made
  * empty at the begin of each call.
  */
 static EventArena *arena = NULL;
-
-/* The table of this transaction's writes, as long as its lock is held */
-static LocalTransactionId locked_lxid = InvalidLocalTransactionId;
-static SubTransactionId locked_subid = InvalidSubTransactionId;
-static int locked_number;
-
-static SPIPlanPtr insert_plans[OUTBOX_TABLES];
 
 PG_FUNCTION_INFO_V1(evstream_track);
 PG_FUNCTION_INFO_V1(evstream_track_bigint);
@@ -154,7 +125,7 @@ set_limits(EventLimits *limits, TimestampTz now)
 
 /* Parse, give an id, bring into the form of the outbox. */
 static EventReason
-make_tracked(const char *json, Size len, const EventLimits *limits, TrackedEvent *tracked,
+make_tracked(const char *json, Size len, const EventLimits *limits, OutboxNew *tracked,
 			 char *detail)
 {
 	Event event;
@@ -185,149 +156,6 @@ make_tracked(const char *json, Size len, const EventLimits *limits, TrackedEvent
 	return EVENT_OK;
 }
 
-/* ---- writing ---- */
-
-static Oid
-evstream_relation(const char *name)
-{
-	Oid relid = get_relname_relid(name, get_namespace_oid("evstream", false));
-
-	if (!OidIsValid(relid))
-		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
-						errmsg("table \"evstream.%s\" does not exist", name)));
-	return relid;
-}
-
-/* Which table is written to, as the latest commit has it. */
-static int
-read_current(Oid relid)
-{
-	Relation rel = table_open(relid, AccessShareLock);
-	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
-	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
-	HeapTuple tuple = systable_getnext(scan);
-	int current = 0;
-
-	if (HeapTupleIsValid(tuple))
-	{
-		bool isnull;
-
-		current = DatumGetInt16(heap_getattr(tuple, 2, RelationGetDescr(rel), &isnull));
-	}
-	systable_endscan(scan);
-	UnregisterSnapshot(snapshot);
-	table_close(rel, AccessShareLock);
-	return current;
-}
-
-/*
- * Locks the table that is to be written to and returns its number.
- *
- * The lock is taken before the number is believed: a number that was read
- * before, or with an old snapshot, may be that of a table that has been emptied
- * since, and a row written there could be lost at the next emptying.  With the
- * lock held until the end of the transaction, the table is not emptied before.
- */
-static int
-lock_current(void)
-{
-	Oid current_relid = evstream_relation("outbox_current");
-	int current;
-
-	if (locked_lxid == compat_my_lxid() && SubTransactionIsActive(locked_subid))
-		return locked_number;
-
-	current = read_current(current_relid);
-	for (;;)
-	{
-		char name[NAMEDATALEN];
-		Oid relid;
-		int again;
-
-		snprintf(name, sizeof(name), "outbox_%d", current);
-		relid = evstream_relation(name);
-		LockRelationOid(relid, RowExclusiveLock);
-		again = read_current(current_relid);
-		if (again == current)
-			break;
-		UnlockRelationOid(relid, RowExclusiveLock);
-		current = again;
-	}
-	locked_lxid = compat_my_lxid();
-	locked_subid = GetCurrentSubTransactionId();
-	locked_number = current;
-	return current;
-}
-
-static Datum
-make_array(Datum *values, bool *nulls, int n, Oid type, int typlen, char align)
-{
-	int dims[1] = {n};
-	int lbs[1] = {1};
-
-	return PointerGetDatum(
-		construct_md_array(values, nulls, 1, dims, lbs, type, typlen, false, align));
-}
-
-static void
-write_outbox(TrackedEvent *tracked, int n, TimestampTz tracked_at)
-{
-	int number = lock_current();
-	Datum *ids = palloc(n * sizeof(Datum));
-	Datum *users = palloc(n * sizeof(Datum));
-	Datum *traces = palloc(n * sizeof(Datum));
-	Datum *contents = palloc(n * sizeof(Datum));
-	bool *trace_nulls = palloc(n * sizeof(bool));
-	Datum args[5];
-	int rc;
-
-	SPI_connect();
-	if (insert_plans[number] == NULL)
-	{
-		Oid types[5] = {UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZOID};
-		char sql[512];
-		SPIPlanPtr plan;
-
-		snprintf(
-			sql, sizeof(sql),
-			"INSERT INTO evstream.outbox_%d (id, xid, event_id, user_id, traceparent, value, tracked_at)"
-			" SELECT pg_catalog.nextval('evstream.outbox_id_seq'), pg_catalog.pg_current_xact_id(), e, u, t, v, $5"
-			" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4)) AS r (e, u, t, v)",
-			number);
-		plan = SPI_prepare(sql, 5, types);
-		if (plan == NULL)
-			elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
-		SPI_keepplan(plan);
-		insert_plans[number] = plan;
-	}
-
-	for (int done = 0; done < n; done += WRITE_CHUNK)
-	{
-		int chunk = Min(n - done, WRITE_CHUNK);
-
-		for (int i = 0; i < chunk; i++)
-		{
-			TrackedEvent *event = &tracked[done + i];
-
-			ids[i] = UUIDPGetDatum(&event->event_id);
-			users[i] = event->user_id;
-			traces[i] = event->traceparent;
-			trace_nulls[i] = event->traceparent == (Datum) 0;
-			contents[i] = event->value;
-		}
-		args[0] = make_array(ids, NULL, chunk, UUIDOID, UUID_LEN, TYPALIGN_CHAR);
-		args[1] = make_array(users, NULL, chunk, TEXTOID, -1, TYPALIGN_INT);
-		args[2] = make_array(traces, trace_nulls, chunk, TEXTOID, -1, TYPALIGN_INT);
-		args[3] = make_array(contents, NULL, chunk, TEXTOID, -1, TYPALIGN_INT);
-		args[4] = TimestampTzGetDatum(tracked_at);
-		rc = SPI_execute_plan(insert_plans[number], args, NULL, false, 0);
-		if (rc != SPI_OK_INSERT || SPI_processed != chunk)
-			elog(ERROR, "could not write to the outbox: %s", SPI_result_code_string(rc));
-	}
-	SPI_finish();
-	outbox_wake_at_commit();
-}
-
 /* ---- evstream_track ---- */
 
 static Datum
@@ -336,7 +164,7 @@ track(FunctionCallInfo fcinfo, const char *user_id)
 	TimestampTz now = GetCurrentTimestamp();
 	StringInfoData json;
 	EventLimits limits;
-	TrackedEvent tracked;
+	OutboxNew tracked;
 	EventReason reason;
 	char detail[EVENT_DETAIL_SIZE];
 	pg_uuid_t *result;
@@ -393,7 +221,7 @@ track(FunctionCallInfo fcinfo, const char *user_id)
 	if (reason != EVENT_OK)
 		refuse_event(reason, detail, -1);
 
-	write_outbox(&tracked, 1, now);
+	outbox_write(&tracked, 1, now);
 	result = palloc(sizeof(pg_uuid_t));
 	*result = tracked.event_id;
 	PG_RETURN_UUID_P(result);
@@ -444,7 +272,7 @@ evstream_track_batch(PG_FUNCTION_ARGS)
 	char *on_error;
 	bool dead_letters;
 	EventLimits limits;
-	TrackedEvent *tracked;
+	OutboxNew *tracked;
 	int ntracked = 0;
 	int ndead = 0;
 	int64 position = 0;
@@ -470,8 +298,7 @@ evstream_track_batch(PG_FUNCTION_ARGS)
 
 	prepare_arena();
 	set_limits(&limits, now);
-	tracked =
-		palloc_extended(Max(1, JB_ROOT_COUNT(events)) * sizeof(TrackedEvent), MCXT_ALLOC_HUGE);
+	tracked = palloc_extended(Max(1, JB_ROOT_COUNT(events)) * sizeof(OutboxNew), MCXT_ALLOC_HUGE);
 	initStringInfo(&json);
 
 	it = JsonbIteratorInit(&events->root);
@@ -506,7 +333,7 @@ evstream_track_batch(PG_FUNCTION_ARGS)
 	}
 
 	if (ntracked > 0)
-		write_outbox(tracked, ntracked, now);
+		outbox_write(tracked, ntracked, now);
 	if (ndead > 0)
 		outbox_count_at_commit(ndead);
 	PG_RETURN_INT64(ntracked);

@@ -1,0 +1,200 @@
+/*-------------------------------------------------------------------------
+ *
+ * outbox_write.c
+ *	  Rows into the outbox, as part of the caller's transaction.
+ *
+ * Rows go straight into the table and its index, as COPY brings them there: a
+ * statement would take longer to begin and to end than all the rest of
+ * evstream_track().  No name is looked up on the caller's search_path, and no
+ * privilege of the caller is asked for, as nothing is done in its name.  The
+ * columns' order is that of the install script.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "commands/sequence.h"
+#include "executor/executor.h"
+#include "storage/lmgr.h"
+#include "storage/proc.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/xid8.h"
+
+#include "compat.h"
+#include "outbox_int.h"
+
+enum
+{
+	OB_ID,
+	OB_XID,
+	OB_EVENT_ID,
+	OB_USER_ID,
+	OB_TRACKED_AT,
+	OB_TRACEPARENT,
+	OB_VALUE,
+	OB_COLUMNS
+};
+
+/* Rows given to the table at a time, as COPY has it */
+#define WRITE_CHUNK 1000
+
+/* The table of this transaction's writes, as long as its lock is held */
+static LocalTransactionId locked_lxid = InvalidLocalTransactionId;
+static SubTransactionId locked_subid = InvalidSubTransactionId;
+static int locked_number = 0;
+
+static Oid
+evstream_relation(const char *name)
+{
+	Oid relid = get_relname_relid(name, get_namespace_oid("evstream", false));
+
+	if (!OidIsValid(relid))
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+						errmsg("table \"evstream.%s\" does not exist", name)));
+	return relid;
+}
+
+static Oid
+outbox_relation(int number)
+{
+	char name[NAMEDATALEN];
+
+	snprintf(name, sizeof(name), "outbox_%d", number);
+	return evstream_relation(name);
+}
+
+/* Which table is written to, as the latest commit has it. */
+static int
+read_current(Oid relid)
+{
+	Relation rel = table_open(relid, AccessShareLock);
+	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
+	HeapTuple tuple = systable_getnext(scan);
+	int current = 0;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		bool isnull;
+
+		current = DatumGetInt16(heap_getattr(tuple, 2, RelationGetDescr(rel), &isnull));
+	}
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(rel, AccessShareLock);
+	return current;
+}
+
+/*
+ * Locks the table that is to be written to, and returns it.
+ *
+ * The lock is taken before the number is believed: a number that was read
+ * before, or with an old snapshot, may be that of a table that has been emptied
+ * since, and a row written there could be lost at the next emptying.  With the
+ * lock held until the end of the transaction, the table is not emptied before.
+ */
+static Oid
+lock_current(void)
+{
+	Oid current_relid;
+	Oid relid = outbox_relation(locked_number);
+	int number = locked_number;
+	int current;
+
+	if (locked_lxid == compat_my_lxid() && SubTransactionIsActive(locked_subid))
+		return relid;
+
+	/* most likely it is the one of before; nobody is to be waited for if it is not */
+	current_relid = evstream_relation("outbox_current");
+	if (!ConditionalLockRelationOid(relid, RowExclusiveLock))
+		number = -1;
+	for (;;)
+	{
+		current = read_current(current_relid);
+		if (current == number)
+			break;
+		if (number >= 0)
+			UnlockRelationOid(relid, RowExclusiveLock);
+		number = current;
+		relid = outbox_relation(number);
+		LockRelationOid(relid, RowExclusiveLock);
+	}
+	locked_lxid = compat_my_lxid();
+	locked_subid = GetCurrentSubTransactionId();
+	locked_number = current;
+	return relid;
+}
+
+static void
+fill_slot(TupleTableSlot *slot, Oid sequence, Datum xid, const OutboxNew *new,
+		  TimestampTz tracked_at)
+{
+	ExecClearTuple(slot);
+	memset(slot->tts_isnull, 0, OB_COLUMNS * sizeof(bool));
+	slot->tts_values[OB_ID] = Int64GetDatum(nextval_internal(sequence, false));
+	slot->tts_values[OB_XID] = xid;
+	slot->tts_values[OB_EVENT_ID] = UUIDPGetDatum(&new->event_id);
+	slot->tts_values[OB_USER_ID] = new->user_id;
+	slot->tts_values[OB_TRACKED_AT] = TimestampTzGetDatum(tracked_at);
+	slot->tts_values[OB_TRACEPARENT] = new->traceparent;
+	slot->tts_isnull[OB_TRACEPARENT] = new->traceparent == (Datum) 0;
+	slot->tts_values[OB_VALUE] = new->value;
+	ExecStoreVirtualTuple(slot);
+}
+
+void
+outbox_write(const OutboxNew *rows, int nrows, TimestampTz tracked_at)
+{
+	Relation rel = table_open(lock_current(), NoLock);
+	Oid sequence = evstream_relation("outbox_id_seq");
+	Datum xid = FullTransactionIdGetDatum(GetTopFullTransactionId());
+	CommandId cid = GetCurrentCommandId(true);
+	int chunk = Min(nrows, WRITE_CHUNK);
+	TupleTableSlot **slots = palloc(chunk * sizeof(TupleTableSlot *));
+	EState *estate = CreateExecutorState();
+	ResultRelInfo *result_rel = makeNode(ResultRelInfo);
+	MemoryContext old;
+
+	if (RelationGetNumberOfAttributes(rel) != OB_COLUMNS)
+		ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
+						errmsg("table \"%s\" has not the columns of evstream.outbox_0",
+							   RelationGetRelationName(rel))));
+	InitResultRelInfo(result_rel, rel, 1, NULL, 0);
+	ExecOpenIndices(result_rel, false);
+	for (int i = 0; i < chunk; i++)
+		slots[i] = table_slot_create(rel, NULL);
+
+	for (int done = 0; done < nrows; done += chunk)
+	{
+		chunk = Min(nrows - done, chunk);
+		for (int i = 0; i < chunk; i++)
+			fill_slot(slots[i], sequence, xid, &rows[done + i], tracked_at);
+		old = MemoryContextSwitchTo(GetPerTupleMemoryContext(estate));
+		if (chunk == 1)
+			table_tuple_insert(rel, slots[0], cid, 0, NULL);
+		else
+			table_multi_insert(rel, slots, chunk, cid, 0, NULL);
+		MemoryContextSwitchTo(old);
+		for (int i = 0; i < chunk; i++)
+			list_free(compat_ExecInsertIndexTuples(result_rel, slots[i], estate));
+		ResetPerTupleExprContext(estate);
+	}
+
+	for (int i = 0; i < Min(nrows, WRITE_CHUNK); i++)
+		ExecDropSingleTupleTableSlot(slots[i]);
+	ExecCloseIndices(result_rel);
+	FreeExecutorState(estate);
+	table_close(rel, NoLock);
+	CommandCounterIncrement();
+	outbox_wake_at_commit();
+}
