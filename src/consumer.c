@@ -32,6 +32,14 @@
 #define IDLE_MS   1000
 #define PAUSED_MS 1000
 
+/*
+ * Many small commits make one batch: where more than so many events come in a
+ * second, the reader lets some come together, for so long at most.
+ */
+#define GATHER_RATE 1500
+#define GATHER_ROWS 100
+#define GATHER_US   10000
+
 /* Tries of a batch as a whole before it is halved, and of one record alone */
 #define TRIES_WHOLE 2
 #define TRIES_ALONE 3
@@ -442,6 +450,25 @@ local_records(LocalReader *reader)
 	return records;
 }
 
+/*
+ * Pauses behind a batch of rows that was read at read_at, as long as that many
+ * are coming.  The latch is left alone: while it is set and nobody waits for
+ * it, a commit has nothing to do for its wake-up.
+ */
+static void
+gather(int nrows, TimestampTz read_at)
+{
+	static TimestampTz last_read_at = 0;
+	static double rate = 0; /* events in a second, about */
+	double seconds = (double) Max(read_at - last_read_at, 1) / USECS_PER_SEC;
+
+	if (last_read_at != 0)
+		rate = rate * 0.75 + nrows / seconds * 0.25;
+	last_read_at = read_at;
+	if (rate > GATHER_RATE)
+		pg_usleep((long) Min(GATHER_US, GATHER_ROWS / rate * USECS_PER_SEC));
+}
+
 void
 consumer_local_loop(void)
 {
@@ -451,6 +478,7 @@ consumer_local_loop(void)
 	for (;;)
 	{
 		BatchRecord *records;
+		TimestampTz read_at;
 
 		MemoryContextReset(consumer.batch_context);
 		if (!loaded)
@@ -464,6 +492,7 @@ consumer_local_loop(void)
 			}
 			status_lag_clear();
 		}
+		read_at = GetCurrentTimestamp();
 		if (!worker_run("reading the outbox", local_read_unit, reader, NULL))
 		{
 			worker_backoff();
@@ -491,11 +520,15 @@ consumer_local_loop(void)
 				   reader->part.position + reader->batch.nrows + Max(0, reader->waiting),
 				   reader->batch.rows[0].tracked_at);
 		records = local_records(reader);
-		if (consumer_store(records, reader->batch.nrows, NULL))
-			reader->position = reader->batch.after;
-		else
+		if (!consumer_store(records, reader->batch.nrows, NULL))
+		{
 			loaded = false;
+			continue;
+		}
+		reader->position = reader->batch.after;
 		worker_check();
+		if (reader->batch.tick_done)
+			gather(reader->batch.nrows, read_at);
 	}
 }
 
