@@ -45,8 +45,8 @@ enum
 	OB_COLUMNS
 };
 
-/* Rows given to the table at a time, as COPY has it */
-#define WRITE_CHUNK 1000
+/* Rows given to the table at a time */
+#define WRITE_CHUNK 200
 
 /* The table of this transaction's writes, as long as its lock is held */
 static LocalTransactionId locked_lxid = InvalidLocalTransactionId;
@@ -161,6 +161,7 @@ outbox_write(const OutboxNew *rows, int nrows, TimestampTz tracked_at)
 	CommandId cid = GetCurrentCommandId(true);
 	int chunk = Min(nrows, WRITE_CHUNK);
 	TupleTableSlot **slots = palloc(chunk * sizeof(TupleTableSlot *));
+	TupleDesc desc;
 	EState *estate = CreateExecutorState();
 	ResultRelInfo *result_rel = makeNode(ResultRelInfo);
 	MemoryContext old;
@@ -171,8 +172,10 @@ outbox_write(const OutboxNew *rows, int nrows, TimestampTz tracked_at)
 							   RelationGetRelationName(rel))));
 	InitResultRelInfo(result_rel, rel, 1, NULL, 0);
 	ExecOpenIndices(result_rel, false);
+	/* a copy counts no references, and each slot has one */
+	desc = CreateTupleDescCopy(RelationGetDescr(rel));
 	for (int i = 0; i < chunk; i++)
-		slots[i] = table_slot_create(rel, NULL);
+		slots[i] = MakeSingleTupleTableSlot(desc, table_slot_callbacks(rel));
 
 	for (int done = 0; done < nrows; done += chunk)
 	{

@@ -28,6 +28,7 @@
 #include "compat.h"
 #include "event.h"
 #include "event_id.h"
+#include "jsonb_text.h"
 #include "outbox.h"
 #include "settings.h"
 #include "sql.h"
@@ -123,6 +124,20 @@ set_limits(EventLimits *limits, TimestampTz now)
 	}
 }
 
+/*
+ * The written form could be refused where what it was made of was not: it is
+ * longer, and what was at the top may be one level deeper.
+ */
+static bool
+may_be_too_large(const EventText *value, const EventLimits *limits)
+{
+	int opened = 0;
+
+	for (size_t i = 0; i < value->len; i++)
+		opened += (value->data[i] | 0x20) == '{'; /* or [ */
+	return value->len > limits->max_bytes || opened > EVENT_DEPTH_MAX;
+}
+
 /* Parse, give an id, bring into the form of the outbox. */
 static EventReason
 make_tracked(const char *json, Size len, const EventLimits *limits, OutboxNew *tracked,
@@ -141,10 +156,12 @@ make_tracked(const char *json, Size len, const EventLimits *limits, OutboxNew *t
 	value = event_format(&event, NULL, arena);
 	if (value.data == NULL)
 		return EVENT_NO_MEMORY;
-	/* what is written has the id and the columns beside the properties */
-	reason = event_parse(value.data, value.len, limits, arena, &event, detail);
-	if (reason != EVENT_OK)
-		return reason;
+	if (may_be_too_large(&value, limits))
+	{
+		reason = event_parse(value.data, value.len, limits, arena, &event, detail);
+		if (reason != EVENT_OK)
+			return reason;
+	}
 
 	tracked->user_id =
 		PointerGetDatum(cstring_to_text_with_len(event.user_id.data, event.user_id.len));
@@ -212,7 +229,7 @@ track(FunctionCallInfo fcinfo, const char *user_id)
 		Jsonb *properties = PG_GETARG_JSONB_P(2);
 
 		appendStringInfoString(&json, ", \"properties\": ");
-		(void) JsonbToCString(&json, &properties->root, VARSIZE(properties));
+		jsonb_append_text(&json, &properties->root);
 	}
 	appendStringInfoChar(&json, '}');
 
@@ -311,13 +328,9 @@ evstream_track_batch(PG_FUNCTION_ARGS)
 		CHECK_FOR_INTERRUPTS();
 		resetStringInfo(&json);
 		if (v.type == jbvBinary)
-			(void) JsonbToCString(&json, v.val.binary.data, v.val.binary.len);
+			jsonb_append_text(&json, v.val.binary.data);
 		else
-		{
-			Jsonb *element = JsonbValueToJsonb(&v);
-
-			(void) JsonbToCString(&json, &element->root, VARSIZE(element));
-		}
+			jsonb_append_text(&json, &JsonbValueToJsonb(&v)->root);
 		reason = make_tracked(json.data, json.len, &limits, &tracked[ntracked], detail);
 		if (reason == EVENT_OK)
 			ntracked++;

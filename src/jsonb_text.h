@@ -1,0 +1,22 @@
+/*-------------------------------------------------------------------------
+ *
+ * jsonb_text.h
+ *	  jsonb as JSON text.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef EVSTREAM_JSONB_TEXT_H
+#define EVSTREAM_JSONB_TEXT_H
+
+#include "postgres.h"
+
+#include "lib/stringinfo.h"
+#include "utils/jsonb.h"
+
+/*
+ * Appends the JSON text of an array, an object or a bare scalar, without white
+ * space.  It says the same as JsonbToCString(), in half the time.
+ */
+extern void jsonb_append_text(StringInfo out, JsonbContainer *container);
+
+#endif /* EVSTREAM_JSONB_TEXT_H */
