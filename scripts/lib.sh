@@ -41,6 +41,26 @@ private_install()
 	BINDIR=$dir$($PG_CONFIG --bindir)
 }
 
+# A copy DIR of the private installation FROM, with the library built once more with
+# further flags. Sets VARIANT_BINDIR. The build's output goes to DIR.log.
+variant_install() # DIR FROM FLAGS [MAKE'S ARGUMENTS...]
+{
+	local dir=$1 from=$2 flags=$3
+	shift 3
+	rm -rf "$dir" "$dir.src"
+	cp -al "$from" "$dir"	# links: a program finds its library from where it lies
+	rm -f "$dir$($PG_CONFIG --pkglibdir)/evstream.so"
+	mkdir "$dir.src"
+	(cd "$REPO" && cp -a src scripts Makefile evstream.control evstream--*.sql "$dir.src/")
+	rm -f "$dir.src"/src/*.o
+	if ! { make -s -C "$dir.src" -j"$(nproc)" COPT="$flags" "$@" all && make -s -C "$dir.src" install DESTDIR="$dir"; } >"$dir.log" 2>&1; then
+		cat "$dir.log" >&2
+		echo "the build with $flags failed" >&2
+		return 1
+	fi
+	VARIANT_BINDIR=$dir$($PG_CONFIG --bindir)
+}
+
 # End every server and broker whose files are below DIR, for the exit of a script
 # that started them there.
 end_servers()

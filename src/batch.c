@@ -26,6 +26,7 @@
 #include "daily.h"
 #include "dedupe.h"
 #include "event_id.h"
+#include "poison.h"
 #include "settings.h"
 #include "sql.h"
 #include "store.h"
@@ -336,8 +337,11 @@ batch_parse(Batch *batch)
 		}
 		limits.record_us = record->timestamp_us;
 		limits.traceparent = record->traceparent;
+		poison_at = record;
 		record->reason = event_parse(record->value, record->value_len, &limits, batch->arena,
 									 &record->event, detail);
+		poison_debug_parsed(record);
+		poison_at = NULL;
 		if (record->reason == EVENT_NO_MEMORY)
 			ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 		if (record->reason != EVENT_OK)
@@ -580,6 +584,7 @@ batch_store(Batch *batch)
 		else
 			batch->nstored++;
 	}
+	poison_debug_storing(batch);
 	any_new = batch->nstored > 0;
 	if (batch->ndead > 0)
 		store_dead_letters(batch);

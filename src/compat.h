@@ -110,6 +110,16 @@ compat_parse_interval(const char *text, Interval *span)
 #undef COMPAT_PARSED
 }
 
+/* A timeout that comes again and again: it did so by itself since 15. */
+#if PG_VERSION_NUM >= 150000
+#define compat_enable_timeout_every(id, ms)                                                        \
+	enable_timeout_every(id, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms), ms)
+#define compat_timeout_again(id, ms) ((void) 0)
+#else
+#define compat_enable_timeout_every(id, ms) enable_timeout_after(id, ms)
+#define compat_timeout_again(id, ms)        enable_timeout_after(id, ms)
+#endif
+
 /* The local id of this backend's transaction. */
 #if PG_VERSION_NUM >= 170000
 #define compat_my_lxid() (MyProc->vxid.lxid)

@@ -20,6 +20,7 @@
 #include "consumer.h"
 #include "event_id.h"
 #include "outbox.h"
+#include "poison.h"
 #include "settings.h"
 #include "sql.h"
 #include "status.h"
@@ -69,7 +70,7 @@ store_unit(void *arg)
 		return;
 	old = MemoryContextSwitchTo(consumer.batch_context);
 	event_arena_reset(consumer.arena);
-	batch_parse(&unit->batch);
+	poison_parse(&unit->batch);
 	MemoryContextSwitchTo(old);
 	batch_store(&unit->batch);
 	if (unit->extra)
@@ -158,6 +159,26 @@ is_fault_of_record(int sqlerrcode)
 		   ERRCODE_TO_CATEGORY(sqlerrcode) == ERRCODE_PROGRAM_LIMIT_EXCEEDED;
 }
 
+static bool store_range(BatchRecord *records, int nrecords, BatchHeaders headers, WorkerUnit extra,
+						void *extra_arg);
+
+/* In as many transactions as a search for what crashes or hangs the worker asks for */
+static bool
+store_pieces(BatchRecord *records, int nrecords, BatchHeaders headers, WorkerUnit extra,
+			 void *extra_arg)
+{
+	while (nrecords > 0)
+	{
+		int n = poison_cut(records, nrecords);
+
+		if (!store_range(records, n, headers, extra, extra_arg))
+			return false;
+		records += n;
+		nrecords -= n;
+	}
+	return true;
+}
+
 static bool
 store_range(BatchRecord *records, int nrecords, BatchHeaders headers, WorkerUnit extra,
 			void *extra_arg)
@@ -168,6 +189,7 @@ store_range(BatchRecord *records, int nrecords, BatchHeaders headers, WorkerUnit
 	{
 		StoreUnit unit = {0};
 		int sqlerrcode = 0;
+		bool done;
 
 		wait_for_dead_letters();
 		status_state("running");
@@ -180,7 +202,16 @@ store_range(BatchRecord *records, int nrecords, BatchHeaders headers, WorkerUnit
 		unit.extra = extra;
 		unit.extra_arg = extra_arg;
 
-		if (worker_run("storing a batch", store_unit, &unit, &sqlerrcode))
+		poison_enter(records, nrecords);
+		done = worker_run("storing a batch", store_unit, &unit, &sqlerrcode);
+		if (poison_leave(done && !unit.paused))
+		{
+			worker_backoff();
+			if (nrecords > 1)
+				return store_pieces(records, nrecords, headers, extra, extra_arg);
+			continue;
+		}
+		if (done)
 		{
 			if (unit.paused)
 			{
@@ -225,9 +256,7 @@ store_range(BatchRecord *records, int nrecords, BatchHeaders headers, WorkerUnit
 bool
 consumer_store(BatchRecord *records, int nrecords, BatchHeaders headers)
 {
-	if (nrecords == 0)
-		return true;
-	return store_range(records, nrecords, headers, NULL, NULL);
+	return store_pieces(records, nrecords, headers, NULL, NULL);
 }
 
 /* Waits while consumption is paused. */
@@ -333,15 +362,32 @@ retry_read_unit(void *arg)
 	record->offset = unit->part.position;
 }
 
+/*
+ * It has been counted, or is a dead letter again: then the one of before, with
+ * its number, place and headers, and not a new one from the retry log.
+ */
 static void
 retry_done_unit(void *arg)
 {
+	const RetryUnit *unit = arg;
 	Oid types[1] = {INT8OID};
-	Datum values[1] = {Int64GetDatum(*(int64 *) arg)};
+	Datum values[1] = {Int64GetDatum(unit->id)};
 
-	if (SPI_execute_with_args("DELETE FROM evstream.retries WHERE id = $1", 1, types, values, NULL,
-							  false, 0) != SPI_OK_DELETE)
-		elog(ERROR, "could not remove retry");
+	if (unit->record.reason == EVENT_OK)
+		sql_execute("DELETE FROM evstream.retries WHERE id = $1", 1, types, values, NULL,
+					SPI_OK_DELETE);
+	else
+		sql_execute(
+			"WITH r AS (DELETE FROM evstream.retries WHERE id = $1 RETURNING *),"
+			" d AS (DELETE FROM evstream.dead_letters WHERE id ="
+			"  pg_catalog.currval(pg_catalog.pg_get_serial_sequence('evstream.dead_letters', 'id'))"
+			"  RETURNING *)"
+			" INSERT INTO evstream.dead_letters (id, reason, detail, log_id, log_partition, log_offset,"
+			"  record_key, record_value, record_timestamp, record_headers, received_at, attempts)"
+			" OVERRIDING SYSTEM VALUE"
+			" SELECT r.id, d.reason, d.detail, r.log_id, r.log_partition, r.log_offset, r.record_key,"
+			"  r.record_value, r.record_timestamp, r.record_headers, d.received_at, r.attempts + 1 FROM r, d",
+			1, types, values, NULL, SPI_OK_INSERT);
 }
 
 bool
@@ -371,7 +417,7 @@ consumer_retries(void)
 		if (!unit.found)
 			return any;
 		any = true;
-		(void) store_range(&unit.record, 1, NULL, retry_done_unit, &unit.id);
+		(void) store_range(&unit.record, 1, NULL, retry_done_unit, &unit);
 	}
 }
 
@@ -613,6 +659,7 @@ evstream_consumer_main(Datum main_arg)
 	if (consumer.zone == NULL)
 		elog(ERROR, "time zone \"%s\" not recognized", setting_time_zone);
 
+	poison_begin();
 	wait_for_resume();
 	wait_for_zone();
 

@@ -98,6 +98,12 @@ extern EventArena *event_arena_create(void);
 extern void event_arena_reset(EventArena *arena);
 extern void event_arena_free(EventArena *arena);
 
+/*
+ * Is it taking memory from malloc() just now?  For a signal handler: at any other
+ * time an event_parse() may be left by a jump, and the arena be reset.
+ */
+extern bool event_arena_busy(const EventArena *arena);
+
 /* len bytes, aligned for any type, or NULL. */
 extern void *event_arena_alloc(EventArena *arena, size_t len);
 

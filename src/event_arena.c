@@ -5,6 +5,7 @@
  *
  *-------------------------------------------------------------------------
  */
+#include <signal.h>
 #include <stdlib.h>
 
 #include "event.h"
@@ -34,6 +35,7 @@ struct EventArena
 {
 	Chunk *current; /* head of the list of all chunks */
 	size_t next_size;
+	volatile sig_atomic_t busy; /* in malloc() */
 };
 
 static bool
@@ -65,6 +67,7 @@ event_arena_create(void)
 		return NULL;
 	arena->current = NULL;
 	arena->next_size = ARENA_FIRST_CHUNK;
+	arena->busy = 0;
 	return arena;
 }
 
@@ -117,6 +120,12 @@ event_arena_free(EventArena *arena)
 	free(arena);
 }
 
+bool
+event_arena_busy(const EventArena *arena)
+{
+	return arena->busy != 0;
+}
+
 void *
 event_arena_alloc(EventArena *arena, size_t len)
 {
@@ -128,7 +137,12 @@ event_arena_alloc(EventArena *arena, size_t len)
 	len = (len + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
 	if (arena->current == NULL || len > arena->current->size - arena->current->used)
 	{
-		if (!arena_grow(arena, len))
+		bool grown;
+
+		arena->busy = 1;
+		grown = arena_grow(arena, len);
+		arena->busy = 0;
+		if (!grown)
 			return NULL;
 	}
 	chunk = arena->current;
