@@ -17,7 +17,7 @@ SHLIB_LINK = -lrdkafka -lhiredis $(if $(REDIS_TLS),-lhiredis_ssl -lssl -lcrypto)
 REGRESS = $(if $(wildcard sql/schedule),$(shell sed -n 's/^test: *//p' sql/schedule),$(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql))))
 ISOLATION = $(patsubst specs/%.spec,%,$(sort $(wildcard specs/*.spec)))
 
-BENCH_BIN = bench/evgen bench/kprobe bench/latency
+BENCH_BIN = bench/evgen bench/kprobe bench/kmock bench/latency
 EXTRA_CLEAN = $(BENCH_BIN) results
 
 PG_CONFIG ?= pg_config
@@ -25,7 +25,7 @@ export PG_CONFIG
 
 # These work on a machine that has no more than make, bash and apt: PostgreSQL's
 # makefiles are read only for the other targets.
-HABITS = help deps demo check check-versions accept format lint bench $(BENCH_BIN)
+HABITS = help deps demo check check-versions torture accept format lint bench $(BENCH_BIN)
 
 .PHONY: $(filter-out $(BENCH_BIN),$(HABITS))
 
@@ -67,6 +67,7 @@ help:
 	@echo 'make check            every test, in servers and a broker of their own'
 	@echo 'make check T=name     one of them: sql/name.sql, specs/name.spec, t/name.pl, test/name.c ...'
 	@echo 'make check-versions   lint and every test on PostgreSQL 15, 17 and 18, in roots of Debian releases (as root)'
+	@echo 'make torture          faults of every kind at random: SEED=1 RUNS=100 FAULTS=name,name (FAULTS=list) MODES=kafka'
 	@echo 'make accept           take the results that the last check saw as the expected ones'
 	@echo 'make bench            figures of all parts, each beside a plain one of the same run'
 	@echo 'make format           lay out the C files'
@@ -87,6 +88,10 @@ check:
 
 check-versions:
 	@EVSTREAM_TEST='$(T)' scripts/versions.sh $(V)
+
+torture:
+	@scripts/deps.sh build test kafka redis
+	@SEED='$(SEED)' RUNS='$(RUNS)' FAULTS='$(FAULTS)' MODES='$(MODES)' scripts/torture.sh
 
 accept:
 	@scripts/accept.sh
@@ -112,6 +117,9 @@ bench/evgen: $(wildcard bench/evgen*.c) $(wildcard bench/evgen*.h)
 	$(or $(CC),cc) $(TOOL_CFLAGS) -o $@ $(filter %.c,$^) -lrdkafka -lm
 
 bench/kprobe: bench/kprobe.c
+	$(or $(CC),cc) $(TOOL_CFLAGS) -o $@ $< -lrdkafka
+
+bench/kmock: bench/kmock.c
 	$(or $(CC),cc) $(TOOL_CFLAGS) -o $@ $< -lrdkafka
 
 bench/latency: bench/latency.c

@@ -37,6 +37,7 @@ typedef struct Options
 	double tombstones;
 	const char *truth; /* prefix, or NULL */
 	bool progress;
+	bool paced;
 } Options;
 
 typedef struct Tally
@@ -60,6 +61,7 @@ typedef struct Run
 	Tally tally;
 	double started;
 	double next_progress;
+	uint64_t allowed; /* records, where paced; then the next number is read */
 } Run;
 
 static const char help_text[] =
@@ -103,6 +105,9 @@ static const char help_text[] =
 	"\n"
 	"Sending:\n"
 	"  --rate N               records a second (0: as fast as can be)\n"
+	"  --paced                read numbers of records from standard input, send so\n"
+	"                         many each time, and print how many were sent in all when\n"
+	"                         they are delivered; 0, or the end: the rest, at once\n"
 	"  --batch N              events in each SQL call (1000)\n"
 	"  --schema NAME          of evstream_track_batch (public)\n"
 	"  --partitions-check yes|no\n"
@@ -224,6 +229,7 @@ read_options(int argc, char **argv, Options *options)
 		OPT_SCHEMA,
 		OPT_TRUTH,
 		OPT_PROGRESS,
+		OPT_PACED,
 		OPT_HELP
 	};
 	static const struct option long_options[] = {
@@ -252,6 +258,7 @@ read_options(int argc, char **argv, Options *options)
 		{"schema", required_argument, NULL, OPT_SCHEMA},
 		{"truth", required_argument, NULL, OPT_TRUTH},
 		{"progress", no_argument, NULL, OPT_PROGRESS},
+		{"paced", no_argument, NULL, OPT_PACED},
 		{"help", no_argument, NULL, OPT_HELP},
 		{NULL, 0, NULL, 0}};
 	StreamOptions *stream = &options->stream;
@@ -366,6 +373,9 @@ read_options(int argc, char **argv, Options *options)
 			case OPT_PROGRESS:
 				options->progress = true;
 				break;
+			case OPT_PACED:
+				options->paced = true;
+				break;
 			case OPT_HELP:
 				fputs(help_text, stdout);
 				exit(0);
@@ -377,6 +387,8 @@ read_options(int argc, char **argv, Options *options)
 		usage_error("unexpected argument \"%s\"", argv[optind]);
 	if ((json != NULL) + (sql != NULL) + (out->brokers != NULL) != 1)
 		usage_error("needs one of --brokers, --json and --batch-sql");
+	if (options->paced && out->brokers == NULL)
+		usage_error("--paced needs --brokers");
 	if ((out->brokers != NULL) != (out->topic != NULL))
 		usage_error("--brokers and --topic go together");
 	stream->target = out->brokers != NULL ? TO_KAFKA : json != NULL ? TO_JSON : TO_SQL;
@@ -399,11 +411,36 @@ show_progress(Run *run, double now, bool last)
 	run->next_progress = now + 1;
 }
 
+/* Waits until more records may be sent. */
+static void
+keep_pace(Run *run)
+{
+	char line[64];
+	uint64_t more;
+
+	while (run->tally.sent == run->allowed)
+	{
+		if (run->allowed > 0)
+		{
+			output_deliver(&run->output);
+			printf("%llu\n", (unsigned long long) run->tally.sent);
+			fflush(stdout);
+		}
+		more = fgets(line, sizeof(line), stdin) != NULL ? strtoull(line, NULL, 10) : 0;
+		run->allowed = more == 0 ? UINT64_MAX : run->allowed + more;
+		/* what was not sent while it waited is not made up for */
+		run->started =
+			clock_seconds() - run->tally.sent / (run->options->rate > 0 ? run->options->rate : 1);
+	}
+}
+
 static void
 send_record(Run *run, const Record *record)
 {
 	double rate = run->options->rate;
 
+	if (run->options->paced)
+		keep_pace(run);
 	output_send(&run->output, record);
 	run->tally.sent++;
 	run->tally.bytes += record->value_len;

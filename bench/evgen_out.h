@@ -243,6 +243,15 @@ output_wait(Output *out, int milliseconds)
 	}
 }
 
+/* Wait until what was sent has been delivered, or given up. */
+static void
+output_deliver(Output *out)
+{
+	/* ends: librdkafka gives up on a record after message.timeout.ms */
+	while (rd_kafka_outq_len(out->kafka) > 0)
+		rd_kafka_flush(out->kafka, 1000);
+}
+
 /* True once everything has arrived. */
 static bool
 output_close(Output *out)
@@ -254,9 +263,7 @@ output_close(Output *out)
 		writer_close(&out->writer);
 		return true;
 	}
-	/* ends: librdkafka gives up on a record after message.timeout.ms */
-	while (rd_kafka_outq_len(out->kafka) > 0)
-		rd_kafka_flush(out->kafka, 1000);
+	output_deliver(out);
 	rd_kafka_topic_destroy(out->topic);
 	rd_kafka_destroy(out->kafka);
 	if (out->delivered == out->handed_over)

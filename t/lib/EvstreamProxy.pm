@@ -3,7 +3,7 @@
 
 =head1 NAME
 
-EvstreamProxy - stands between evstream and the test's Redis, and injects faults
+EvstreamProxy - stands between evstream and another server, and injects faults
 
 =head1 SYNOPSIS
 
@@ -13,12 +13,18 @@ EvstreamProxy - stands between evstream and the test's Redis, and injects faults
   redis_start();
   my $url = proxy_start(42);               # of random numbers
   proxy_mode('cut', 3000);                 # connections end after up to so many bytes
+  proxy_mode('cut', 3000, 9000);           # of answers 9000; 300 where it is not said
   proxy_mode('say', '-LOADING Redis is loading the dataset in memory');
   proxy_mode('refuse');                    # connections end at once
   proxy_mode('pass');
+  proxy_mode('delay', 50);                 # what comes in waits so many milliseconds
   my $count = proxy_count('cut');          # how often that was done
 
-A connection that is cut ends after a random number of bytes in a random direction:
+  my $proxy = EvstreamProxy->new('kafka', 42, $port);     # one more, before another port
+  my $address = '127.0.0.1:' . $proxy->port;
+  $proxy->mode('cut', 20000);
+
+Commands that C<say> answers are those of Redis. A connection that is cut ends after a random number of bytes in a random direction:
 what comes in within that chunk up to the byte is still passed on. Each mode holds for
 bytes that come from then on, also of connections that are open.
 
@@ -38,59 +44,89 @@ use POSIX ();
 
 our @EXPORT = qw(proxy_start proxy_mode proxy_count);
 
-my ($pid, $dir);
+my ($default, %pids);
+
+# ---- The one before the test's Redis ----
+
+sub proxy_start
+{
+	my ($seed) = @_;
+	$default = EvstreamProxy->new('proxy', $seed, redis_port());
+	return 'redis://127.0.0.1:' . $default->port . '/0';
+}
+
+sub proxy_mode { return $default->mode(@_); }
+sub proxy_count { return $default->count(@_); }
+
+# ---- Any ----
+
+# Stands before a port of 127.0.0.1, on one of its own, or on that which is given. The
+# seed is that of its random numbers.
+sub new
+{
+	my ($class, $name, $seed, $target, $port) = @_;
+	my $self = bless { dir => scratch_dir() . "/$name", target => $target }, $class;
+	mkdir($self->{dir});
+	$self->mode('pass');
+	my $listener = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => $port // 0, Listen => 20, ReuseAddr => 1)
+	  or croak "proxy: $!";
+	my $pid = fork() // croak "fork: $!";
+	if ($pid == 0)
+	{
+		srand($seed);
+		local $SIG{PIPE} = 'IGNORE';
+		eval { $self->_serve($listener); };
+		POSIX::_exit(1);
+	}
+	$pids{$pid} = 1;
+	$self->{pid} = $pid;
+	$self->{port} = $listener->sockport;
+	close($listener);
+	return $self;
+}
+
+sub port { return $_[0]{port}; }
+sub mode { my ($self, @words) = @_; return $self->_write('mode', join(' ', @words)); }
+sub count { return $_[0]->_read($_[1]) || 0; }
+
+# A new one may then have the port.
+sub end
+{
+	my ($self) = @_;
+	kill('KILL', $self->{pid});
+	waitpid($self->{pid}, 0);
+	delete $pids{ $self->{pid} };
+	return;
+}
+
+END
+{
+	my $status = $?;
+	foreach my $pid (keys %pids)
+	{
+		kill('KILL', $pid);
+		waitpid($pid, 0);
+	}
+	$? = $status;
+}
 
 sub _write
 {
-	my ($name, $text) = @_;
-	open(my $file, '>', "$dir/$name.new") or croak "$dir/$name: $!";
+	my ($self, $name, $text) = @_;
+	my $path = "$self->{dir}/$name";
+	open(my $file, '>', "$path.new") or croak "$path: $!";
 	print $file $text;
 	close($file);
-	rename("$dir/$name.new", "$dir/$name") or croak "$dir/$name: $!";
+	rename("$path.new", $path) or croak "$path: $!";
 	return;
 }
 
 sub _read
 {
-	my ($name) = @_;
-	open(my $file, '<', "$dir/$name") or return '';
+	my ($self, $name) = @_;
+	open(my $file, '<', "$self->{dir}/$name") or return '';
 	my $text = <$file>;
 	return $text // '';
-}
-
-sub proxy_mode { return _write('mode', join(' ', @_)); }
-sub proxy_count { return _read($_[0]) || 0; }
-
-sub proxy_start
-{
-	my ($seed) = @_;
-	$dir = scratch_dir() . '/proxy';
-	mkdir($dir);
-	proxy_mode('pass');
-	my $listener = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => 0, Listen => 20, ReuseAddr => 1)
-	  or croak "proxy: $!";
-	$pid = fork() // croak "fork: $!";
-	if ($pid == 0)
-	{
-		srand($seed);
-		local $SIG{PIPE} = 'IGNORE';
-		eval { _serve($listener); };
-		POSIX::_exit(1);
-	}
-	my $port = $listener->sockport;
-	close($listener);
-	return "redis://127.0.0.1:$port/0";
-}
-
-END
-{
-	if (defined $pid && $pid)
-	{
-		my $status = $?;
-		kill('KILL', $pid);
-		waitpid($pid, 0);
-		$? = $status;
-	}
 }
 
 # How many whole commands a text of RESP begins with; they are taken from it.
@@ -126,10 +162,10 @@ sub _send
 
 sub _serve
 {
-	my ($listener) = @_;
+	my ($self, $listener) = @_;
 	my $select = IO::Select->new($listener);
 	my (%pairs, %count);
-	my $add = sub { _write($_[0], ++$count{ $_[0] }); };
+	my $add = sub { $self->_write($_[0], ++$count{ $_[0] }); };
 	my $drop = sub {
 		my ($pair) = @_;
 		foreach my $socket (grep { defined } @{$pair}{qw(client server)})
@@ -144,11 +180,11 @@ sub _serve
 	{
 		foreach my $socket ($select->can_read)
 		{
-			my ($mode, $rest) = split(/ /, _read('mode'), 2);
+			my ($mode, $rest) = split(/ /, $self->_read('mode'), 2);
 			if ($socket == $listener)
 			{
 				my $client = $listener->accept or next;
-				my $server = $mode eq 'refuse' ? undef : IO::Socket::INET->new(PeerAddr => '127.0.0.1:' . redis_port());
+				my $server = $mode eq 'refuse' ? undef : IO::Socket::INET->new(PeerAddr => "127.0.0.1:$self->{target}");
 				if (!$server)
 				{
 					$add->('refuse') if $mode eq 'refuse';
@@ -168,6 +204,7 @@ sub _serve
 				$drop->($pair);
 				next;
 			}
+			select(undef, undef, undef, $rest / 1000) if $mode eq 'delay';
 			if ($mode eq 'say' && $from_client)
 			{
 				$pair->{asked} .= $data;
@@ -178,12 +215,12 @@ sub _serve
 			}
 			if ($mode eq 'cut')
 			{
-				if (($pair->{limit} // 0) != $rest)
+				if (($pair->{limit} // '') ne $rest)
 				{
-					# answers are short
+					my ($asked, $answered) = split(/ /, $rest);
 					$pair->{limit} = $rest;
 					$pair->{way} = int(rand(2));
-					$pair->{left} = int(rand($pair->{way} ? $rest : 300));
+					$pair->{left} = int(rand($pair->{way} ? $asked : $answered // 300));
 				}
 				if ($pair->{way} == $from_client)
 				{

@@ -41,7 +41,7 @@ use Time::HiRes qw(sleep time);
 
 our @EXPORT = qw(
   new_node wait_for_sql count_log scratch_dir
-  kafka_start kafka_stop kafka_kill kafka_pause kafka_continue kafka_address
+  kafka_start kafka_stop kafka_kill kafka_pause kafka_continue kafka_address kafka_use
   make_topic alter_topic delete_topic trim_topic watermarks group_offsets commit_offset
   produce consume
   redis_start redis_stop redis_kill redis_freeze redis_thaw redis_cli redis_lines redis_stream redis_port
@@ -174,6 +174,11 @@ sub kafka_start
 }
 
 sub kafka_address { return $kafka_address; }
+
+# What follows speaks to the broker at this address: one that kafka_start() gave, or
+# any other.
+sub kafka_use { return $kafka_address = $_[0]; }
+
 sub kafka_stop { return _kafka_must('stop'); }
 sub kafka_kill { return _kafka_must('kill'); }
 sub kafka_pause { return _kafka_must('pause'); }

@@ -1,0 +1,43 @@
+# Faults of every kind at random moments of a stream, by seed: make torture. Here a few seeds.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::Bin/lib";
+use EvstreamTest;
+use EvstreamTorture;
+use EvstreamTorture::Faults;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+# SEED, RUNS, FAULTS and MODES of make torture.
+my $seed = $ENV{EVSTREAM_TORTURE_SEED};
+my @faults = split(/[\s,]+/, $ENV{EVSTREAM_TORTURE_FAULTS} // '');
+my %known = map { $_ => 1 } fault_names();
+my @unknown = grep { !$known{$_} } @faults;
+BAIL_OUT("no such fault: @unknown; there are: " . join(' ', fault_names())) if @unknown;
+my %opts;
+$opts{faults} = \@faults if @faults;
+$opts{modes} = [ split(/[\s,]+/, $ENV{EVSTREAM_TORTURE_MODES}) ] if $ENV{EVSTREAM_TORTURE_MODES};
+
+sub run_of
+{
+	my ($n, %more) = @_;
+	my @problems = torture($n, %opts, %more);
+	ok(!@problems, $EvstreamTorture::summary) or diag(join("\n", @problems));
+	return;
+}
+
+if ($seed)
+{
+	run_of($_) foreach $seed .. $seed + ($ENV{EVSTREAM_TORTURE_RUNS} || 1) - 1;
+}
+else
+{
+	run_of(1, small => 1, modes => ['mock']);
+	run_of(2, small => 1, modes => ['embedded']);
+	run_of(3, small => 1, modes => ['kafka']);
+}
+done_testing();
