@@ -33,6 +33,269 @@ ALTER FUNCTION @extschema@.evstream_track(bigint, text, jsonb, uuid, timestamptz
 -- Operating: health, metrics, seek, rebuild, grants
 -- ---------------------------------------------------------------------------
 
+-- How many days a day of one zone may lie from those of another: the clocks of
+-- two places are up to 26 hours apart, and were up to 31 before there were zones.
+CREATE FUNCTION evstream.zone_margin(zone text, other text) RETURNS int
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT CASE WHEN zone = other THEN 0 ELSE 2 END
+$$;
+COMMENT ON FUNCTION evstream.zone_margin(text, text) IS 'Days between a day of one time zone and those of another that it overlaps, at most';
+REVOKE ALL ON FUNCTION evstream.zone_margin(text, text) FROM PUBLIC;
+
+CREATE FUNCTION evstream.day_text(day date) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT to_char(day, CASE WHEN day < '0001-01-01' THEN 'YYYY-MM-DD BC' ELSE 'YYYY-MM-DD' END)
+$$;
+COMMENT ON FUNCTION evstream.day_text(date) IS 'A day in a message, whatever DateStyle is';
+REVOKE ALL ON FUNCTION evstream.day_text(date) FROM PUBLIC;
+
+CREATE OR REPLACE FUNCTION evstream.check_rebuild(from_day date, to_day date, zone text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	setting text := evstream.time_zone_setting();
+	days text[];
+BEGIN
+	IF setting <> zone THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = 'the workers count in another time zone than evstream.time_zone',
+			DETAIL = format('They count in "%s", the setting is "%s".', zone, setting),
+			HINT = 'Call evstream_restart() first.';
+	END IF;
+	IF NOT COALESCE(current_setting('evstream.store_events', true), 'on')::boolean THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = 'stats cannot be rebuilt while events are not stored',
+			HINT = 'Set evstream.store_events to on; days that were counted without it stay as they are.';
+	END IF;
+
+	SELECT array_agg(evstream.day_text(u.day) ORDER BY u.day) INTO days
+		FROM (SELECT DISTINCT n.day FROM evstream.unstored_days n
+			WHERE n.day BETWEEN from_day - evstream.zone_margin(n.time_zone, zone)
+				AND to_day + evstream.zone_margin(n.time_zone, zone)) u;
+	IF days IS NOT NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = format('%s of the days from %s to %s cannot be rebuilt', cardinality(days),
+				evstream.day_text(from_day), evstream.day_text(to_day)),
+			DETAIL = format('Events of these days are not stored, or no longer: %s.',
+				array_to_string(days[1:20], ', ') || CASE WHEN cardinality(days) > 20 THEN ', ...' ELSE '' END),
+			HINT = 'Rebuild the other days. What is kept is decided by evstream.retention and evstream.store_events.';
+	END IF;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION @extschema@.evstream_rebuild(from_day date, to_day date) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	zone text;
+	nrows bigint;
+	written bigint := 0;
+BEGIN
+	IF from_day IS NULL OR to_day IS NULL OR NOT isfinite(from_day) OR NOT isfinite(to_day) THEN
+		RAISE EXCEPTION USING
+			ERRCODE = CASE WHEN from_day IS NULL OR to_day IS NULL THEN 'null_value_not_allowed' ELSE 'invalid_parameter_value' END,
+			MESSAGE = 'the days of evstream_rebuild() must be given, and finite';
+	END IF;
+	IF from_day > to_day THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'from_day of evstream_rebuild() must not be after to_day';
+	END IF;
+	-- the days that an event can have, so that all others may be asked for
+	from_day := LEAST(GREATEST(from_day, '0001-12-30 BC'), '10000-01-03');
+	to_day := LEAST(GREATEST(to_day, '0001-12-30 BC'), '10000-01-03');
+	-- what was committed while we waited for the locks has to be seen
+	IF current_setting('transaction_isolation') <> 'read committed' THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'active_sql_transaction',
+			MESSAGE = 'evstream_rebuild() must run at isolation level read committed';
+	END IF;
+
+	-- workers that were just restarted are about to take the zone
+	FOR i IN 1 .. 100 LOOP
+		EXIT WHEN NOT EXISTS (SELECT FROM evstream.workers())
+			OR EXISTS (SELECT FROM evstream.state s WHERE s.time_zone = evstream.time_zone_setting());
+		PERFORM pg_sleep(0.05);
+	END LOOP;
+
+	-- no batch counts, and no stored event is dropped, until the end
+	LOCK TABLE evstream.daily_counts, evstream.daily_items, evstream.daily_totals IN SHARE ROW EXCLUSIVE MODE;
+	LOCK TABLE evstream.events IN ACCESS SHARE MODE;
+	SELECT s.time_zone INTO zone FROM evstream.state s FOR UPDATE;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'object_not_in_prerequisite_state',
+			MESSAGE = 'this database is not completely restored',
+			HINT = 'When it is, call evstream_resume().';
+	END IF;
+	PERFORM evstream.check_rebuild(from_day, to_day, zone);
+
+	DELETE FROM evstream.daily_counts c WHERE c.day BETWEEN from_day AND to_day;
+	INSERT INTO evstream.daily_counts (user_id, day, event_type, event_count, amount_total,
+			first_event_at, last_event_at, updated_at)
+		SELECT e.user_id, evstream.day_of(e.occurred_at, zone), e.event_type, count(*), trim_scale(sum(e.amount)),
+			min(e.occurred_at), max(e.occurred_at), now()
+		FROM evstream.events e
+		WHERE evstream.day_of(e.occurred_at, zone) BETWEEN from_day AND to_day
+		GROUP BY 1, 2, 3
+		ORDER BY 1, 2, 3;
+	GET DIAGNOSTICS nrows = ROW_COUNT;
+	written := written + nrows;
+
+	IF COALESCE(current_setting('evstream.item_stats', true), 'on')::boolean THEN
+		DELETE FROM evstream.daily_items i WHERE i.day BETWEEN from_day AND to_day;
+		INSERT INTO evstream.daily_items (user_id, item_id, day, view_count, click_count, purchase_count,
+				event_count, updated_at)
+			SELECT e.user_id, e.item_id, evstream.day_of(e.occurred_at, zone),
+				count(*) FILTER (WHERE e.event_type = 'view'),
+				count(*) FILTER (WHERE e.event_type = 'click'),
+				count(*) FILTER (WHERE e.event_type = 'purchase'),
+				count(*), now()
+			FROM evstream.events e
+			WHERE e.item_id IS NOT NULL
+				AND evstream.day_of(e.occurred_at, zone) BETWEEN from_day AND to_day
+			GROUP BY 1, 2, 3
+			ORDER BY 1, 2, 3;
+		GET DIAGNOSTICS nrows = ROW_COUNT;
+		written := written + nrows;
+	END IF;
+
+	DELETE FROM evstream.daily_totals t WHERE t.day BETWEEN from_day AND to_day;
+	INSERT INTO evstream.daily_totals (day, event_type, writer, event_count, user_count, amount_total, updated_at)
+		SELECT c.day, c.event_type, 0, sum(c.event_count), count(*), sum(c.amount_total), now()
+		FROM evstream.daily_counts c
+		WHERE c.day BETWEEN from_day AND to_day
+		GROUP BY 1, 2
+		ORDER BY 1, 2;
+	GET DIAGNOSTICS nrows = ROW_COUNT;
+	written := written + nrows;
+
+	-- after a change of zone: done when all days that can be rebuilt were
+	UPDATE evstream.state SET rebuilt = rebuilt + datemultirange(daterange(from_day, to_day, '[]')) WHERE rebuild_needed;
+	UPDATE evstream.state s SET rebuild_needed = false, rebuilt = '{}'
+		WHERE s.rebuild_needed AND NOT EXISTS (
+			SELECT FROM (SELECT DISTINCT t.day FROM evstream.daily_totals t) t
+			WHERE NOT s.rebuilt @> t.day
+				AND NOT EXISTS (SELECT FROM evstream.unstored_days u
+					WHERE t.day BETWEEN u.day - evstream.zone_margin(u.time_zone, zone)
+						AND u.day + evstream.zone_margin(u.time_zone, zone)));
+	RETURN written;
+END
+$$;
+
+-- Says what a forced seek cannot know.
+CREATE FUNCTION evstream.warn_of_force() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	known_since timestamptz;
+BEGIN
+	-- as long as the first segment is there, no id was forgotten
+	SELECT min(s.created_at) INTO known_since FROM evstream.id_segments s HAVING min(s.segment_id) > 1;
+	IF known_since IS NOT NULL THEN
+		RAISE WARNING USING
+			MESSAGE = 'records that were consumed before may be counted again',
+			DETAIL = format('Ids are known of events that were received since %s; older ones are not recognised.',
+				to_char(known_since, 'YYYY-MM-DD HH24:MI:SSOF')),
+			HINT = 'Without force, what was consumed before is passed over. How long ids are known is decided by evstream.dedup_window.';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION evstream.warn_of_force() IS 'Warns where evstream_seek() with force may count records again';
+REVOKE ALL ON FUNCTION evstream.warn_of_force() FROM PUBLIC;
+
+CREATE OR REPLACE FUNCTION @extschema@.evstream_seek(to_time timestamptz, force boolean DEFAULT false) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+	IF to_time IS NULL OR force IS NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'null_value_not_allowed',
+			MESSAGE = format('%s of evstream_seek() must not be null',
+				CASE WHEN to_time IS NULL THEN 'to_time' ELSE 'force' END);
+	END IF;
+	IF NOT isfinite(to_time) THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = 'to_time of evstream_seek() must be finite',
+			HINT = 'Use a time before the first record, or one in the future, to go to the start or the end.';
+	END IF;
+	PERFORM evstream.check_seek(NULL);
+	IF force THEN
+		PERFORM evstream.warn_of_force();
+	END IF;
+	INSERT INTO evstream.seeks (to_time, force) VALUES ($1, $2);
+	PERFORM evstream.wake_workers();
+END
+$$;
+
+CREATE OR REPLACE FUNCTION @extschema@.evstream_seek(partition int, log_offset bigint, topic text DEFAULT NULL, force boolean DEFAULT false) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	missing text := CASE WHEN $1 IS NULL THEN 'partition' WHEN $2 IS NULL THEN 'log_offset' WHEN $4 IS NULL THEN 'force' END;
+BEGIN
+	IF missing IS NOT NULL THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'null_value_not_allowed',
+			MESSAGE = format('%s of evstream_seek() must not be null', missing);
+	END IF;
+	IF $1 < 0 OR $2 < 0 THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = format('%s of evstream_seek() must not be negative',
+				CASE WHEN $1 < 0 THEN 'partition' ELSE 'log_offset' END);
+	END IF;
+	PERFORM evstream.check_seek($3);
+	-- before the first start nothing is known of the topic
+	IF EXISTS (SELECT FROM evstream.logs l JOIN evstream.partitions p USING (log_id)
+			WHERE l.topic = COALESCE($3, current_setting('evstream.kafka_topic', true)))
+		AND NOT EXISTS (SELECT FROM evstream.logs l JOIN evstream.partitions p USING (log_id)
+			WHERE l.topic = COALESCE($3, current_setting('evstream.kafka_topic', true)) AND p.log_partition = $1)
+	THEN
+		RAISE EXCEPTION USING
+			ERRCODE = 'invalid_parameter_value',
+			MESSAGE = format('topic "%s" has no partition %s', COALESCE($3, current_setting('evstream.kafka_topic', true)), $1),
+			HINT = 'The view evstream_lag lists the partitions; one that was just added is picked up within seconds.';
+	END IF;
+	IF force THEN
+		PERFORM evstream.warn_of_force();
+	END IF;
+	INSERT INTO evstream.seeks (topic, log_partition, log_offset, force)
+		VALUES ($3, $1, $2, $4);
+	PERFORM evstream.wake_workers();
+END
+$$;
+
+CREATE OR REPLACE FUNCTION @extschema@.evstream_take_over() RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	here record;
+BEGIN
+	SELECT c.system_identifier, d.oid INTO STRICT here
+		FROM pg_control_system() c, pg_database d
+		WHERE d.datname = current_database();
+	PERFORM evstream.add_first_rows();
+	UPDATE evstream.identity SET
+		system_identifier = here.system_identifier,
+		database_oid = here.oid,
+		-- of two claims the later one counts: it is above the one that stopped our
+		-- workers, also where our clock is behind that of its owner
+		claim = GREATEST(claim + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint,
+			(SELECT max(substring(p.message FROM '/([0-9]{1,18})\)$')::bigint) + 1
+				FROM evstream.problems() p WHERE p.code = 'foreign_mark')),
+		claimed_at = now();
+	PERFORM evstream.restart_workers();
+	RETURN true;
+END
+$$;
+
 -- A dump sets row_security by SET. As a setting of the database, the role or the
 -- server it does not tell of a restore: what 1.0 took for one, a moment ago, is none.
 DO $$

@@ -29,6 +29,7 @@
 #include "poison.h"
 #include "settings.h"
 #include "sql.h"
+#include "status.h"
 #include "store.h"
 
 /* What a batch holds of one partition */
@@ -135,6 +136,7 @@ batch_load_partition(LogPartition *part, int32 log_id, int32 partition, MemoryCo
 	Oid types[2] = {INT4OID, INT4OID};
 	Datum values[2] = {Int32GetDatum(log_id), Int32GetDatum(partition)};
 	bool isnull;
+	TimestampTz last;
 	char *name = batch_log_name(log_id);
 
 	memset(part, 0, sizeof(*part));
@@ -159,6 +161,15 @@ batch_load_partition(LogPartition *part, int32 log_id, int32 partition, MemoryCo
 	part->last_received_at = DatumGetTimestampTz(sql_column(0, 1, &isnull));
 	if (isnull)
 		part->last_received_at = 0;
+	if (status_received(MyDatabaseId, 0) == 0)
+	{
+		/* the clock may have gone back while the server was down */
+		sql_execute("SELECT max(last_received_at) FROM evstream.batch_log", 0, NULL, NULL, NULL,
+					SPI_OK_SELECT);
+		last = DatumGetTimestampTz(sql_column(0, 1, &isnull));
+		if (!isnull)
+			(void) status_received(MyDatabaseId, last);
+	}
 
 	if (sql_execute(
 			"SELECT b.to_offset, b.last_offset, b.last_timestamp, b.last_crc"
@@ -317,9 +328,9 @@ void
 batch_parse(Batch *batch)
 {
 	EventLimits limits = {0};
+	int64 now_us = GetCurrentTimestamp() + UNIX_EPOCH_OFFSET_US;
 
 	limits.max_bytes = setting_max_event_bytes;
-	limits.now_us = GetCurrentTimestamp() + UNIX_EPOCH_OFFSET_US;
 	limits.max_skew_us = setting_interval_us(setting_max_clock_skew);
 
 	for (int i = 0; i < batch->nrecords; i++)
@@ -336,6 +347,8 @@ batch_parse(Batch *batch)
 			continue;
 		}
 		limits.record_us = record->timestamp_us;
+		/* what was tracked by a clock that has gone back since is no event of the future */
+		limits.now_us = record->tracked ? Max(now_us, record->timestamp_us + 999) : now_us;
 		limits.traceparent = record->traceparent;
 		poison_at = record;
 		record->reason = event_parse(record->value, record->value_len, &limits, batch->arena,
@@ -365,8 +378,16 @@ collect_parts(Batch *batch, int *nparts)
 	BatchPart *parts = NULL;
 	int allocated = 0;
 	int n = 0;
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz clock = GetCurrentTimestamp();
+	TimestampTz now = status_received(MyDatabaseId, clock);
+	TimestampTz last = now;
 
+	/*
+	 * Where the clock has gone back, no partition's time falls behind that of the
+	 * others: who asks from the last event on that he has finds what came after it.
+	 */
+	if (now > clock)
+		now++;
 	for (int i = 0; i < batch->nrecords; i++)
 		batch->records[i].part->slot = -1;
 	for (int i = 0; i < batch->nrecords; i++)
@@ -394,7 +415,9 @@ collect_parts(Batch *batch, int *nparts)
 		bp->last = record;
 		record->received_at = bp->next_received_at++;
 		bp->last_received_at = record->received_at;
+		last = Max(last, record->received_at);
 	}
+	(void) status_received(MyDatabaseId, last);
 	*nparts = n;
 	return parts;
 }
@@ -564,10 +587,9 @@ batch_store(Batch *batch)
 	 * Each of the next steps takes its row locks in one order, and all take the
 	 * steps in the same order, so that consumers do not deadlock.
 	 */
-	sql_execute_kept(
-		"INSERT INTO evstream.received_days (day)"
-		" VALUES ((pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date) ON CONFLICT DO NOTHING",
-		0, NULL, NULL, NULL, false, SPI_OK_INSERT);
+	sql_execute_kept("INSERT INTO evstream.received_days (day) VALUES (" DEDUPE_RECEIVED_DAY
+					 ") ON CONFLICT DO NOTHING",
+					 0, NULL, NULL, NULL, false, SPI_OK_INSERT);
 	mark_duplicates(batch);
 	for (int i = 0; i < batch->nrecords; i++)
 	{

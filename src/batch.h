@@ -69,6 +69,7 @@ typedef struct BatchRecord
 	size_t value_len;
 	EventText traceparent; /* of the record's header */
 	bool pass_over;        /* consumed before, or read locally */
+	bool tracked;          /* out of our outbox: its time was checked, by the clock of then */
 	bool has_id;           /* id is given (retried dead letters) */
 	pg_uuid_t id;
 	const void *source;          /* for the headers function */

@@ -482,6 +482,7 @@ local_records(LocalReader *reader)
 		record->part = &reader->part;
 		record->offset = reader->part.position + i;
 		record->timestamp_us = row->tracked_at + UNIX_EPOCH_OFFSET_US;
+		record->tracked = true;
 		record->key = row->user_id;
 		record->key_len = row->user_id_len;
 		record->value = row->value;

@@ -14,6 +14,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "clock.h"
 #include "compat.h"
 #include "consumer.h"
 #include "consumer_kafka.h"
@@ -172,7 +173,7 @@ static KafkaStatus
 fetch_one(const char *topic, const Witness *witness, KafkaRecord *record)
 {
 	KafkaAssignment place = {0};
-	TimestampTz end = GetCurrentTimestamp() + FETCH_ONE_US;
+	int64 end = clock_us() + FETCH_ONE_US;
 	KafkaStatus status;
 
 	place.topic = topic;
@@ -191,7 +192,7 @@ fetch_one(const char *topic, const Witness *witness, KafkaRecord *record)
 				kafka_record_free(record);
 			return status;
 		}
-		if (GetCurrentTimestamp() >= end)
+		if (clock_us() >= end)
 			return KAFKA_AWAY;
 		(void) worker_wait(kafka_fd(source.client), IDLE_MS);
 	}
@@ -321,6 +322,7 @@ find_seek_unit(void *arg)
 	to_time = DatumGetTimestampTz(SPI_getbinval(tuple, desc, 2, &isnull));
 	unit->seek_is_time = !isnull;
 	/* to Kafka -1 is the end, and other times before 1970 are no times */
+	to_time = Min(to_time, PG_INT64_MAX - UNIX_EPOCH_OFFSET_US);
 	unit->seek_time_ms = Max((to_time + UNIX_EPOCH_OFFSET_US) / 1000, 0);
 	unit->seek_offset = DatumGetInt64(SPI_getbinval(tuple, desc, 3, &isnull));
 	unit->seek_force = DatumGetBool(SPI_getbinval(tuple, desc, 4, &isnull));
@@ -612,9 +614,9 @@ source_find_partitions(void)
 		return true;
 	}
 	if (source.missing_since == 0)
-		source.missing_since = GetCurrentTimestamp();
+		source.missing_since = clock_us();
 	/* the relay may be about to make it */
-	if (GetCurrentTimestamp() - source.missing_since >= MISSING_US)
+	if (clock_us() - source.missing_since >= MISSING_US)
 	{
 		StringInfoData missing;
 

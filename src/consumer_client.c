@@ -20,6 +20,7 @@
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
+#include "clock.h"
 #include "compat.h"
 #include "consumer_kafka.h"
 #include "event.h"
@@ -85,7 +86,7 @@ source_problem(KafkaProblem problem, const char *message)
 void
 source_away(const char *what, KafkaStatus status)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	int64 now = clock_us();
 	char *message;
 
 	status_state("waiting");

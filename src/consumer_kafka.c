@@ -17,6 +17,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "clock.h"
 #include "compat.h"
 #include "consumer.h"
 #include "consumer_kafka.h"
@@ -121,9 +122,12 @@ take_record(KafkaRecord *kafka, BatchRecord *record)
 		record->traceparent.data = text;
 		record->traceparent.len = len;
 	}
-	record->pass_over = batch_was_consumed(&part->log, kafka->offset) ||
-						(kafka_record_header(kafka, "evstream-origin", &text, &len) &&
-						 text != NULL && outbox_was_read_locally(text, len));
+	record->pass_over = batch_was_consumed(&part->log, kafka->offset);
+	if (kafka_record_header(kafka, "evstream-origin", &text, &len) && text != NULL)
+	{
+		record->pass_over |= outbox_was_read_locally(text, len);
+		record->tracked = len > 36 && memcmp(text, source.origin, 36) == 0;
+	}
 	part->last_timestamp_us = record->timestamp_us;
 	return true;
 }
@@ -150,8 +154,12 @@ show_lag(void)
 static void
 load_ranges_unit(void *arg)
 {
+	pg_uuid_t origin;
+
 	outbox_adopt();
 	outbox_local_ranges_load();
+	origin = outbox_origin();
+	event_format_uuid(origin.data, source.origin);
 }
 
 /* What others may ask of us between two batches */
@@ -196,16 +204,15 @@ begin(void)
 	source_reached();
 	while (!source_assign())
 		(void) worker_wait(-1, IDLE_MS);
-	source.next_upkeep =
-		GetCurrentTimestamp() + (source.missing_since == 0 ? UPKEEP_US : UPKEEP_MISSING_US);
+	source.next_upkeep = clock_us() + (source.missing_since == 0 ? UPKEEP_US : UPKEEP_MISSING_US);
 }
 
 /* Partitions that are new or lost, seeks, mark and mirror. */
 static void
 upkeep(void)
 {
-	source.next_look = GetCurrentTimestamp() + IDLE_MS * INT64CONST(1000);
-	source.next_upkeep = GetCurrentTimestamp() + UPKEEP_AGAIN_US;
+	source.next_look = clock_us() + IDLE_MS * INT64CONST(1000);
+	source.next_upkeep = clock_us() + UPKEEP_AGAIN_US;
 	while (!source_check_owner(false))
 	{
 		/* Kafka may be away, that is no reason to give the records up */
@@ -235,8 +242,7 @@ upkeep(void)
 			return;
 	}
 	source_reached();
-	source.next_upkeep =
-		GetCurrentTimestamp() + (source.missing_since == 0 ? UPKEEP_US : UPKEEP_MISSING_US);
+	source.next_upkeep = clock_us() + (source.missing_since == 0 ? UPKEEP_US : UPKEEP_MISSING_US);
 	if (source.assigned)
 		return;
 	for (int i = 0; i < source.nparts; i++)
@@ -286,7 +292,7 @@ consumer_kafka_loop(void)
 	for (;;)
 	{
 		int n = 0;
-		TimestampTz now = GetCurrentTimestamp();
+		int64 now = clock_us();
 
 		worker_check();
 		MemoryContextReset(consumer.batch_context);

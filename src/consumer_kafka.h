@@ -46,14 +46,16 @@ typedef struct KafkaSource
 	bool assigned; /* the client fetches from where it should */
 	KafkaRecord *fetched;
 	int nfetched;
-	TimestampTz next_upkeep;
-	TimestampTz next_look; /* at partitions that are lost */
+	/* by clock_us() */
+	int64 next_upkeep;
+	int64 next_look; /* at partitions that are lost */
+	char origin[37]; /* of our outbox, in the headers of what it sent */
 	char mark[KAFKA_MARK_SIZE];
 	int64 claim;
-	bool foreign;              /* somebody else owns the group */
-	TimestampTz missing_since; /* a topic is not there; 0 = all are */
-	bool away;                 /* the last question had no answer */
-	TimestampTz away_since;
+	bool foreign;        /* somebody else owns the group */
+	int64 missing_since; /* a topic is not there; 0 = all are */
+	bool away;           /* the last question had no answer */
+	int64 away_since;
 } KafkaSource;
 
 extern KafkaSource source;

@@ -307,10 +307,9 @@ dedupe_rotate(void *unused)
 	LockRelationOid(relid, ShareLock);
 	if (open_segment() != segment_id)
 		return;
-	sql = psprintf(
-		"UPDATE evstream.id_segments SET closed_at = pg_catalog.clock_timestamp(),"
-		" last_day = (pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date WHERE segment_id = %d",
-		segment_id);
+	sql = psprintf("UPDATE evstream.id_segments SET closed_at = pg_catalog.clock_timestamp(),"
+				   " last_day = " DEDUPE_RECEIVED_DAY " WHERE segment_id = %d",
+				   segment_id);
 	sql_execute(sql, 0, NULL, NULL, NULL, SPI_OK_UPDATE);
 	create_segment();
 }

@@ -13,6 +13,15 @@
 #include "utils/uuid.h"
 
 /*
+ * The UTC day on which events are received now, in SQL.  Where the clock has gone
+ * back it stays what it was, so that no day is counted that ends the dedup window
+ * earlier for the ids of those before.
+ */
+#define DEDUPE_RECEIVED_DAY                                                                        \
+	"GREATEST((pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date,"                            \
+	" (SELECT pg_catalog.max(d.day) FROM evstream.received_days d))"
+
+/*
  * Adds ids (sorted, without repetition) and tells by is_new[] which of them
  * were not there, in any segment of the window.  In a transaction with SPI
  * connected; holds a lock on the present segment until its end.

@@ -29,6 +29,7 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "clock.h"
 #include "compat.h"
 #include "hooks.h"
 #include "shared.h"
@@ -123,14 +124,14 @@ watch_transaction(void)
 static void
 hold_database(Oid dboid)
 {
-	TimestampTz limit = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), HOLD_LIMIT_MS);
+	int64 limit = clock_us() + HOLD_LIMIT_MS * INT64CONST(1000);
 
 	watch_transaction();
 	holding = true;
 	if (!shared_hold(dboid))
 		return;
 
-	while (shared_running(dboid) > 0 && GetCurrentTimestamp() < limit)
+	while (shared_running(dboid) > 0 && clock_us() < limit)
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, HOLD_TURN_MS,
 						 PG_WAIT_EXTENSION);

@@ -147,6 +147,9 @@ typedef struct KafkaAssignment
 /* Replaces the whole assignment; nothing fetched before it is handed out after. */
 extern KafkaStatus kafka_assign(KafkaClient *client, const KafkaAssignment *parts, int nparts);
 
+/* Producers may write any time; beyond this one its microseconds would be no number. */
+#define KAFKA_TIME_MAX_MS (INT64_MAX / 1000)
+
 /*
  * A record, or (status != KAFKA_OK) an error of one partition, with its text
  * as the value.  After KAFKA_OUT_OF_RANGE the partition is not fetched any more
@@ -157,7 +160,7 @@ typedef struct KafkaRecord
 	KafkaStatus status;
 	int part; /* index into the assignment */
 	int64_t offset;
-	int64_t timestamp_ms; /* or -1 */
+	int64_t timestamp_ms; /* or -1; at most KAFKA_TIME_MAX_MS */
 	const char *key;      /* NULL = none */
 	size_t key_len;
 	const char *value; /* NULL = tombstone */

@@ -92,6 +92,16 @@ part_find(KafkaClient *client, const rd_kafka_message_t *message)
 	return found;
 }
 
+static int64_t
+record_time(const rd_kafka_message_t *message)
+{
+	int64_t ms = rd_kafka_message_timestamp(message, NULL);
+
+	if (ms < 0)
+		return -1;
+	return ms > KAFKA_TIME_MAX_MS ? KAFKA_TIME_MAX_MS : ms;
+}
+
 int
 kafka_consume(KafkaClient *client, KafkaRecord *records, int max)
 {
@@ -124,7 +134,7 @@ kafka_consume(KafkaClient *client, KafkaRecord *records, int max)
 				continue;
 			}
 			record->status = KAFKA_OK;
-			record->timestamp_ms = rd_kafka_message_timestamp(message, NULL);
+			record->timestamp_ms = record_time(message);
 			record->key = message->key;
 			record->key_len = message->key_len;
 			record->value = message->payload;

@@ -38,6 +38,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "clock.h"
 #include "compat.h"
 #include "launcher.h"
 #include "settings.h"
@@ -70,28 +71,28 @@ typedef struct StartPlan
 static BackgroundWorkerHandle **handles;
 
 static uint32 scan_done;
-static TimestampTz last_scan;
-static TimestampTz next_register;
+static int64 last_scan;
+static int64 next_register;
 static int register_failures;
 static bool scout_timed_out;
-static TimestampTz next_turn;
+static int64 next_turn;
 
 static void
-turn_not_later_than(TimestampTz at)
+turn_not_later_than(int64 at)
 {
 	if (next_turn == 0 || at < next_turn)
 		next_turn = at;
 }
 
-static TimestampTz
-after_ms(TimestampTz at, long ms)
+static int64
+after_ms(int64 at, long ms)
 {
-	return TimestampTzPlusMilliseconds(at, ms);
+	return at + ms * INT64CONST(1000);
 }
 
 /* Is it time, or when will it be? */
 static bool
-is_due(TimestampTz at, TimestampTz now)
+is_due(int64 at, int64 now)
 {
 	if (at <= now)
 		return true;
@@ -128,9 +129,10 @@ add_database(Oid dboid)
 			return NULL;
 		db = &shared->databases[shared->ndatabases++];
 	}
-	/* everything but the counter, which is atomic */
+	/* everything but what is atomic */
 	memset(db, 0, offsetof(DatabaseEntry, dead_letters));
 	pg_atomic_write_u64(&db->dead_letters, (uint64) -1);
+	pg_atomic_write_u64(&db->received_at, 0);
 	db->dboid = dboid;
 	db->look_wanted = 1;
 	return db;
@@ -199,7 +201,7 @@ scan_databases(void)
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	scan_done = answers;
-	last_scan = GetCurrentTimestamp();
+	last_scan = clock_us();
 
 	if (full && !warned)
 		ereport(WARNING,
@@ -279,10 +281,10 @@ new_slot(Oid dboid, WorkerRole role, int index)
 
 /* What the end of a process means for its next start. */
 static void
-judge_end(WorkerSlot *slot, TimestampTz now, bool came_up)
+judge_end(WorkerSlot *slot, int64 now, bool came_up)
 {
 	DatabaseEntry *db = shared_database(slot->dboid);
-	long lived = came_up ? (long) ((slot->changed_at - slot->started_at) / 1000) : 0;
+	long lived = came_up ? (long) ((slot->changed_at - slot->came_up_at) / 1000) : 0;
 
 	slot->next_start = now;
 	if (slot->stopping)
@@ -311,7 +313,7 @@ judge_end(WorkerSlot *slot, TimestampTz now, bool came_up)
  * that was held off, as soon as that has ended.
  */
 static void
-judge_scout(WorkerSlot *slot, TimestampTz now)
+judge_scout(WorkerSlot *slot, int64 now)
 {
 	DatabaseEntry *db = shared_database(slot->dboid);
 
@@ -333,7 +335,7 @@ judge_scout(WorkerSlot *slot, TimestampTz now)
 
 /* Moves the slot on when its process has ended, or has never come up. */
 static void
-follow_slot(WorkerSlot *slot, TimestampTz now)
+follow_slot(WorkerSlot *slot, int64 now)
 {
 	int i = slot - shared->slots;
 	bool came_up = slot->phase == SLOT_ENDED;
@@ -383,7 +385,7 @@ follow_slot(WorkerSlot *slot, TimestampTz now)
 
 /* False: there is something else to be started first. */
 static bool
-plan_start(StartPlan *plan, WorkerSlot *slot, int count, TimestampTz now)
+plan_start(StartPlan *plan, WorkerSlot *slot, int count, int64 now)
 {
 	if (plan->any || next_register > now)
 		return false;
@@ -405,7 +407,7 @@ plan_start(StartPlan *plan, WorkerSlot *slot, int count, TimestampTz now)
 
 /* Ends what should not run, and plans what should. */
 static void
-compare_database(DatabaseEntry *db, TimestampTz now, StartPlan *plan)
+compare_database(DatabaseEntry *db, int64 now, StartPlan *plan)
 {
 	/* In the order in which they are of use, where not all find a place. */
 	static const WorkerRole roles[] = {ROLE_CONSUMER, ROLE_RELAY, ROLE_NOTIFIER, ROLE_MAINTENANCE};
@@ -509,7 +511,7 @@ compare_database(DatabaseEntry *db, TimestampTz now, StartPlan *plan)
 static void
 compare(StartPlan *plan)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	int64 now = clock_us();
 	WorkerSlot *scout = &shared->slots[SCOUT_SLOT];
 
 	memset(plan, 0, sizeof(*plan));
@@ -562,7 +564,7 @@ static void
 no_place(const StartPlan *plan)
 {
 	static int warned_missing = 0;
-	TimestampTz now = GetCurrentTimestamp();
+	int64 now = clock_us();
 	WorkerSlot *slot = &shared->slots[plan->start.slot];
 	int missing = plan->missing + (plan->first_look_waits ? 1 : 0);
 
@@ -711,17 +713,17 @@ evstream_launcher_main(Datum main_arg)
 
 	for (;;)
 	{
-		TimestampTz now;
+		int64 now;
 		long timeout;
 
 		serve_interrupts();
-		now = GetCurrentTimestamp();
+		now = clock_us();
 		if (scan_done != shared->scan_wanted || now > after_ms(last_scan, IDLE_MS))
 			scan_databases();
 		supervise();
 		pgstat_report_activity(STATE_IDLE, NULL);
 
-		now = GetCurrentTimestamp();
+		now = clock_us();
 		timeout = IDLE_MS;
 		if (next_turn != 0)
 			timeout = Max(Min(timeout, (long) ((next_turn - now) / 1000) + 1), 1);
@@ -750,7 +752,10 @@ bring_findings(Oid dboid, uint32 answers, Oid extension)
 			db->consumers != setting_consumers)
 			db->config_no++;
 		if (db->extension != extension)
+		{
 			pg_atomic_write_u64(&db->dead_letters, (uint64) -1);
+			pg_atomic_write_u64(&db->received_at, 0);
+		}
 		db->extension = extension;
 		db->enabled = setting_enabled;
 		db->kafka = kafka;

@@ -24,6 +24,7 @@
 #include "utils/ps_status.h"
 #include "utils/timestamp.h"
 
+#include "clock.h"
 #include "listen.h"
 #include "settings.h"
 #include "worker.h"
@@ -71,7 +72,7 @@ static List *wanted = NIL;
 static List *listening = NIL;
 static char *wanted_setting = NULL; /* evstream.notify_channels, as of then */
 static bool in_arrears = false;     /* wanted is not what we listen to */
-static TimestampTz next_try = 0;
+static int64 next_try = 0;
 
 /* ---- the queue in memory ---- */
 
@@ -395,7 +396,7 @@ listen_anew(void)
 					NULL))
 	{
 		in_arrears = true;
-		next_try = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), RETRY_MS);
+		next_try = clock_us() + RETRY_MS * INT64CONST(1000);
 		return;
 	}
 	list_free_deep(listening);
@@ -436,7 +437,7 @@ listen_process(void)
 		listen_begin(channels);
 		list_free_deep(channels);
 	}
-	else if (in_arrears && GetCurrentTimestamp() >= next_try)
+	else if (in_arrears && clock_us() >= next_try)
 		listen_anew();
 
 	if (notifyInterruptPending)

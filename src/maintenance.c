@@ -21,6 +21,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "clock.h"
 #include "dedupe.h"
 #include "outbox.h"
 #include "partition.h"
@@ -46,6 +47,7 @@ PGDLLEXPORT void evstream_maintenance_main(Datum main_arg);
 typedef struct Turn
 {
 	TimestampTz now;
+	int64 at;               /* the same by clock_us() */
 	DateADT today;          /* UTC */
 	bool restored;          /* out of look_around() */
 	char name[NAMEDATALEN]; /* of a leaf, in or out */
@@ -59,7 +61,7 @@ typedef struct Turn
 /* Drops of leaves of one table are put off when somebody uses it. */
 typedef struct Drops
 {
-	TimestampTz next;
+	int64 next; /* by clock_us() */
 	int64 wait;
 } Drops;
 
@@ -180,7 +182,7 @@ drop_leaf(void *arg)
 static bool
 drops_due(const Drops *drops, const Turn *turn)
 {
-	return turn->now >= drops->next;
+	return turn->at >= drops->next;
 }
 
 /* Notes how a drop went; true if it may go on with the next leaf. */
@@ -193,7 +195,7 @@ drops_note(Drops *drops, const Turn *turn, bool committed)
 		return true;
 	}
 	drops->wait = drops->wait == 0 ? DROP_WAIT_MIN : Min(drops->wait * 2, DROP_WAIT_MAX);
-	drops->next = turn->now + drops->wait;
+	drops->next = turn->at + drops->wait;
 	elog(DEBUG1, "evstream.%s is in use, and will be dropped later", turn->name);
 	return false;
 }
@@ -223,7 +225,11 @@ drop_expired_events(Turn *turn)
 		if (!worker_run("looking for expired events", find_events, turn, NULL))
 			return false;
 		if (!turn->found)
+		{
+			/* it may get events again before it expires */
+			recorded[0] = '\0';
 			break;
+		}
 
 		/* reads all of it, so before the locks, and once */
 		if (strcmp(recorded, turn->name) != 0)
@@ -584,15 +590,16 @@ evstream_maintenance_main(Datum main_arg)
 	bool prepared = false;
 	bool has_months = false;
 	DateADT prepared_day = 0;
-	TimestampTz next_retention = 0;
-	TimestampTz next_stats = 0;
-	TimestampTz next_filters = 0;
+	/* by clock_us() */
+	int64 next_retention = 0;
+	int64 next_stats = 0;
+	int64 next_filters = 0;
 
 	worker_begin(main_arg, ROLE_MAINTENANCE);
 
 	for (;;)
 	{
-		Turn turn = {.now = GetCurrentTimestamp()};
+		Turn turn = {.now = GetCurrentTimestamp(), .at = clock_us()};
 		bool ok;
 
 		turn.today = partition_day(turn.now);
@@ -623,20 +630,20 @@ evstream_maintenance_main(Datum main_arg)
 		ok &= worker_run("emptying the outbox", outbox_empty, NULL, NULL);
 		ok &= worker_run("closing a segment of ids", dedupe_rotate, NULL, NULL);
 		ok &= worker_run("merging the batch log", merge_batch_log, NULL, NULL);
-		if (turn.now >= next_filters)
+		if (turn.at >= next_filters)
 		{
 			ok &= worker_run("removing old filters", prune_filters, NULL, NULL);
-			next_filters = turn.now + FILTERS_EVERY;
+			next_filters = turn.at + FILTERS_EVERY;
 		}
 		ok &= recount_dead_letters();
 
-		if (turn.now >= next_retention)
+		if (turn.at >= next_retention)
 		{
-			bool defaults = turn.now >= next_stats;
+			bool defaults = turn.at >= next_stats;
 
 			if (keep_retention(&turn, defaults) && defaults)
-				next_stats = turn.now + STATS_EVERY;
-			next_retention = turn.now + RETENTION_EVERY;
+				next_stats = turn.at + STATS_EVERY;
+			next_retention = turn.at + RETENTION_EVERY;
 		}
 
 		status_state("idle");

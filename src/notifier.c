@@ -15,6 +15,7 @@
 #include "utils/timestamp.h"
 
 #include "batch.h"
+#include "clock.h"
 #include "listen.h"
 #include "notifier.h"
 #include "settings.h"
@@ -75,7 +76,7 @@ static const struct
 };
 
 static char *problems[NP_COUNT];
-static TimestampTz problem_times[NP_COUNT];
+static int64 problem_times[NP_COUNT];
 
 void
 notifier_problem(NotifierProblem problem, const char *message)
@@ -88,7 +89,7 @@ notifier_problem(NotifierProblem problem, const char *message)
 	if (problems[problem] != NULL)
 		pfree(problems[problem]);
 	problems[problem] = copy;
-	problem_times[problem] = GetCurrentTimestamp();
+	problem_times[problem] = clock_us();
 	for (int i = 0; i < NP_COUNT; i++)
 	{
 		if (problems[i] == NULL)
@@ -105,7 +106,7 @@ static void
 forget_problems(void)
 {
 	static const NotifierProblem passing[] = {NP_WENT_BACK, NP_EMPTIED};
-	TimestampTz now = GetCurrentTimestamp();
+	int64 now = clock_us();
 
 	for (int i = 0; i < (int) lengthof(passing); i++)
 	{
@@ -163,13 +164,13 @@ notifier_wait(long ms)
 static void
 pause_for(long ms)
 {
-	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+	int64 end = clock_us() + ms * INT64CONST(1000);
 
 	while (ms > 0)
 	{
 		(void) worker_wait(-1, ms);
 		listen_process();
-		ms = (long) ((end - GetCurrentTimestamp() + 999) / 1000);
+		ms = (long) ((end - clock_us() + 999) / 1000);
 	}
 }
 
@@ -219,8 +220,8 @@ send_events(bool *any)
 static void
 look_around(void)
 {
-	static TimestampTz last = 0;
-	TimestampTz now = GetCurrentTimestamp();
+	static int64 last = 0;
+	int64 now = clock_us();
 
 	if (now >= last && now < last + LOOK_EVERY)
 		return;

@@ -129,7 +129,7 @@ typedef struct Notifier
 	int64 claim;
 	int64 epoch; /* milliseconds; the highest that was given, or more */
 	int64 mirrored_epoch;
-	TimestampTz mirrored; /* when */
+	int64 mirrored; /* when, by clock_us() */
 } Notifier;
 
 extern Notifier notifier;

@@ -24,6 +24,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "clock.h"
 #include "notifier.h"
 #include "partition.h"
 #include "settings.h"
@@ -443,7 +444,7 @@ mirror_unit(void *arg)
 void
 cursor_mirror(void)
 {
-	TimestampTz at = GetCurrentTimestamp();
+	int64 at = clock_us();
 	bool moved = notifier.epoch != notifier.mirrored_epoch;
 
 	for (int i = 0; i < notifier.nparts; i++)

@@ -12,6 +12,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "clock.h"
 #include "listen.h"
 #include "notifier.h"
 #include "settings.h"
@@ -168,14 +169,14 @@ fault(RedisStatus status, const char *text)
  * Serves signals and takes notifications over meanwhile.
  */
 static RedisStatus
-advance(TimestampTz until)
+advance(int64 until)
 {
 	RedisStatus status = redis_advance(notifier.client);
-	TimestampTz now;
+	int64 now;
 
 	if (status != RSTATUS_OK)
 		return fault(status, redis_error(notifier.client));
-	now = GetCurrentTimestamp();
+	now = clock_us();
 	if (now >= until)
 		return fault(RSTATUS_AWAY, redis_is_ready(notifier.client)
 									   ? "no answer within the time"
@@ -195,7 +196,7 @@ link_connect(void)
 	RedisConf conf = {0};
 	char error[REDIS_ERROR_SIZE];
 	RedisStatus status;
-	TimestampTz until;
+	int64 until;
 
 	if (notifier.client != NULL)
 		return true;
@@ -210,13 +211,13 @@ link_connect(void)
 		(void) fault(status, error);
 		return false;
 	}
-	until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LINK_LOOKUP_MS);
+	until = clock_us() + LINK_LOOKUP_MS * INT64CONST(1000);
 	while (redis_is_looking_up(notifier.client))
 	{
 		if (advance(until) != RSTATUS_OK)
 			return false;
 	}
-	until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LINK_CONNECT_MS);
+	until = clock_us() + LINK_CONNECT_MS * INT64CONST(1000);
 	while (!redis_is_ready(notifier.client))
 	{
 		if (advance(until) != RSTATUS_OK)
@@ -241,7 +242,7 @@ link_alive(void)
 
 /* The next reply, or NULL and what is wrong in *status. */
 static RedisReply *
-wait_for_reply(TimestampTz until, RedisStatus *status)
+wait_for_reply(int64 until, RedisStatus *status)
 {
 	*status = RSTATUS_OK;
 	for (;;)
@@ -261,7 +262,7 @@ wait_for_reply(TimestampTz until, RedisStatus *status)
 RedisStatus
 link_call(int argc, const char **argv, const size_t *lens, long timeout_ms, RedisReply **reply)
 {
-	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
+	int64 until = clock_us() + timeout_ms * INT64CONST(1000);
 	RedisStatus status;
 
 	*reply = NULL;
@@ -383,7 +384,7 @@ link_forward(void)
 		int count = 0;
 		Size bytes = 0;
 		char error[REDIS_ERROR_SIZE] = "";
-		TimestampTz until;
+		int64 until;
 
 		do
 		{
@@ -404,7 +405,7 @@ link_forward(void)
 		} while (count < FORWARD_COUNT && bytes < FORWARD_BYTES &&
 				 listen_take(&channel, &payload, &len));
 
-		until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LINK_COMMAND_MS);
+		until = clock_us() + LINK_COMMAND_MS * INT64CONST(1000);
 		for (int i = 0; i < count; i++)
 		{
 			RedisStatus status;

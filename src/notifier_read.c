@@ -20,6 +20,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "clock.h"
 #include "notifier.h"
 #include "settings.h"
 #include "sql.h"
@@ -530,14 +531,14 @@ read_chunk(NotifierChunk *chunk)
 void
 read_chunk_unit(void *arg)
 {
-	static TimestampTz looked = 0;
+	static int64 looked = 0;
 	NotifierChunk *chunk = arg;
-	TimestampTz now;
+	int64 now;
 
 	read_chunk(chunk);
 
 	/* after the reading, as it is what comes last that a wake-up is answered by */
-	now = GetCurrentTimestamp();
+	now = clock_us();
 	if (chunk->part != NULL && now >= looked && now < looked + PARTITIONS_EVERY)
 		return;
 	read_partitions_unit(&chunk->any_new);

@@ -15,6 +15,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "clock.h"
 #include "notifier.h"
 #include "settings.h"
 #include "sql.h"
@@ -351,8 +352,8 @@ note_former_unit(void *arg)
 void
 send_expiry(void)
 {
-	static TimestampTz last = 0;
-	TimestampTz now = GetCurrentTimestamp();
+	static int64 last = 0;
+	int64 now = clock_us();
 	ExpiryUnit unit;
 	RedisReply *reply;
 	MemoryContext old;

@@ -37,6 +37,7 @@
 #include "utils/uuid.h"
 #include "utils/xid8.h"
 
+#include "clock.h"
 #include "compat.h"
 #include "outbox_int.h"
 #include "settings.h"
@@ -75,8 +76,8 @@ static int64 dead_letters_written = 0;
 PG_FUNCTION_INFO_V1(evstream_outbox_oldest_waiting);
 PG_FUNCTION_INFO_V1(evstream_wait);
 
-/* Now and so much later; DT_NOEND where that is beyond all times. */
-static TimestampTz
+/* By clock_us(), now and so much later; DT_NOEND where that is beyond all times. */
+static int64
 time_after(const Interval *interval)
 {
 	int64 days = interval->day + (int64) interval->month * DAYS_PER_MONTH;
@@ -86,7 +87,7 @@ time_after(const Interval *interval)
 		return days > 0 ? DT_NOEND : DT_NOBEGIN;
 	if (pg_add_s64_overflow(us, interval->time, &us))
 		return interval->time > 0 ? DT_NOEND : DT_NOBEGIN;
-	if (pg_add_s64_overflow(us, GetCurrentTimestamp(), &us))
+	if (pg_add_s64_overflow(us, clock_us(), &us))
 		return DT_NOEND;
 	return us;
 }
@@ -534,7 +535,7 @@ is_fanned_out(List **ends)
 Datum
 evstream_wait(PG_FUNCTION_ARGS)
 {
-	TimestampTz until;
+	int64 until;
 	Interval *timeout = PG_ARGISNULL(0) ? NULL : PG_GETARG_INTERVAL_P(0);
 	Datum snapshot = (Datum) 0;
 	MemoryContext here = CurrentMemoryContext;
@@ -553,7 +554,7 @@ evstream_wait(PG_FUNCTION_ARGS)
 	{
 		bool waiting;
 		OutboxPosition position;
-		TimestampTz now;
+		int64 now;
 
 		SPI_connect();
 		PushActiveSnapshot(GetLatestSnapshot());
@@ -584,7 +585,7 @@ evstream_wait(PG_FUNCTION_ARGS)
 		SPI_finish();
 		if (!waiting && (!fan_out || is_fanned_out(&notified)))
 			PG_RETURN_BOOL(true);
-		now = GetCurrentTimestamp();
+		now = clock_us();
 		if (now >= until)
 			PG_RETURN_BOOL(false);
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,

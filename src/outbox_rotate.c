@@ -17,6 +17,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "clock.h"
 #include "compat.h"
 #include "outbox_int.h"
 #include "sql.h"
@@ -77,7 +78,7 @@ static void
 empty_table(int number, const OutboxPosition *stored)
 {
 	static TransactionId stored_before[OUTBOX_TABLES];
-	static TimestampTz stored_since[OUTBOX_TABLES];
+	static int64 stored_since[OUTBOX_TABLES];
 	Datum snapshot;
 	Oid relid = outbox_relid(number);
 	char sql[256];
@@ -104,10 +105,10 @@ empty_table(int number, const OutboxPosition *stored)
 	if (!TransactionIdIsValid(stored_before[number]))
 	{
 		stored_before[number] = XidFromFullTransactionId(ReadNextFullTransactionId());
-		stored_since[number] = GetCurrentTimestamp();
+		stored_since[number] = clock_us();
 	}
 	if (TransactionIdPrecedes(GetOldestNonRemovableTransactionId(NULL), stored_before[number]) &&
-		GetCurrentTimestamp() < stored_since[number] + EMPTY_GRACE_US)
+		clock_us() < stored_since[number] + EMPTY_GRACE_US)
 	{
 		UnlockRelationOid(relid, AccessExclusiveLock);
 		return;

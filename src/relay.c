@@ -30,6 +30,7 @@
 #include "utils/timestamp.h"
 
 #include "batch.h"
+#include "clock.h"
 #include "compat.h"
 #include "event.h"
 #include "kafka.h"
@@ -153,7 +154,7 @@ begin_again(void)
 	relay.read_at = relay.done_at = relay.recorded_at;
 	relay.look = true;
 	relay.read_due = relay.record_due = 0;
-	relay.look_due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_US / 1000);
+	relay.look_due = clock_us() + LOOK_US;
 	status_state("running");
 }
 
@@ -204,7 +205,7 @@ read_unit(void *arg)
 	ReadUnit *unit = arg;
 	bool made_tick = false;
 
-	if (GetCurrentTimestamp() >= relay.look_due)
+	if (clock_us() >= relay.look_due)
 		look_at_log();
 	outbox_read(&relay.read_at, unit->max, READ_BYTES, unit->batch->context, &unit->batch->outbox,
 				&made_tick);
@@ -229,7 +230,7 @@ read_outbox(void)
 {
 	ReadUnit unit;
 	MemoryContext context;
-	TimestampTz now;
+	int64 now;
 	bool done;
 
 	context =
@@ -239,7 +240,7 @@ read_outbox(void)
 	unit.max = relay.single ? READ_ROWS / 10 : READ_ROWS;
 
 	done = worker_run("reading the outbox", read_unit, &unit, NULL);
-	now = GetCurrentTimestamp();
+	now = clock_us();
 	if (!done)
 	{
 		MemoryContextDelete(context);
@@ -293,7 +294,7 @@ read_outbox(void)
 static void
 send_singly(const char *error)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	int64 now = clock_us();
 
 	if (relay.broken)
 		return;
@@ -362,7 +363,7 @@ produce(void)
 	MemoryContext old = MemoryContextSwitchTo(relay.produce_context);
 
 	if (relay.produced == relay.delivered)
-		relay.progress_at = GetCurrentTimestamp();
+		relay.progress_at = clock_us();
 	while (relay.producing != NULL && !relay.broken)
 	{
 		ReadBatch *batch = relay.producing;
@@ -424,7 +425,7 @@ note_offset(int partition, int64 offset)
 }
 
 static void
-take_deliveries(TimestampTz now)
+take_deliveries(int64 now)
 {
 	static KafkaDelivery deliveries[1000];
 	int n;
@@ -521,7 +522,7 @@ record_unit(void *arg)
 	RecordUnit *unit = arg;
 
 	unit->ndead = 0;
-	if (GetCurrentTimestamp() >= relay.look_due)
+	if (clock_us() >= relay.look_due)
 		look_at_log();
 	/* Offsets of another incarnation would say nothing. */
 	if (relay.topic_moved)
@@ -541,7 +542,7 @@ record_unit(void *arg)
  * could not be.
  */
 static bool
-record(TimestampTz now, bool at_once)
+record(int64 now, bool at_once)
 {
 	RecordUnit unit;
 	int kept = 0;
@@ -554,7 +555,7 @@ record(TimestampTz now, bool at_once)
 		return true;
 	if (!worker_run("recording what was delivered", record_unit, &unit, NULL))
 		return false;
-	now = GetCurrentTimestamp();
+	now = clock_us();
 	if (now >= relay.look_due)
 		relay.look_due = now + LOOK_US;
 	if (relay.topic_moved)
@@ -608,9 +609,9 @@ wait_while_restored(void)
 }
 
 static long
-time_to_wait(TimestampTz now)
+time_to_wait(int64 now)
 {
-	TimestampTz until = now + IDLE_MS * INT64CONST(1000);
+	int64 until = now + IDLE_MS * INT64CONST(1000);
 
 	if (relay.delivered > relay.recorded)
 		until = Min(until, relay.record_due);
@@ -629,7 +630,7 @@ single_is_done(void)
 void
 evstream_relay_main(Datum main_arg)
 {
-	TimestampTz now;
+	int64 now;
 
 	worker_begin(main_arg, ROLE_RELAY);
 	relay_client_init();
@@ -644,7 +645,7 @@ evstream_relay_main(Datum main_arg)
 	for (;;)
 	{
 		relay_client_poll();
-		now = GetCurrentTimestamp();
+		now = clock_us();
 		take_deliveries(now);
 		relay_client_health(now);
 		if (!record(now, relay.broken))

@@ -55,7 +55,7 @@ typedef struct Relay
 	pg_uuid_t origin;
 	bool single;               /* one record in a batch */
 	OutboxPosition single_end; /* batches again behind it */
-	TimestampTz single_since;
+	int64 single_since;
 	long retry_ms; /* before the next client is opened */
 
 	/* numbers of rows: recorded <= delivered <= produced <= read */
@@ -78,14 +78,15 @@ typedef struct Relay
 	int64 *next_offsets; /* by partition, 0 = nothing delivered */
 	int nparts;
 
-	TimestampTz record_due;
-	TimestampTz read_due;
-	TimestampTz look_due;
-	TimestampTz progress_at; /* last delivery, or since when there is any to wait for */
-	bool look;               /* there may be something to read */
-	bool broken;             /* begin again from the recorded position */
-	bool failing;            /* records failed, and none was delivered since */
-	bool topic_moved;        /* it is another log now */
+	/* by clock_us() */
+	int64 record_due;
+	int64 read_due;
+	int64 look_due;
+	int64 progress_at; /* last delivery, or since when there is any to wait for */
+	bool look;         /* there may be something to read */
+	bool broken;       /* begin again from the recorded position */
+	bool failing;      /* records failed, and none was delivered since */
+	bool topic_moved;  /* it is another log now */
 	MemoryContext produce_context;
 } Relay;
 
@@ -102,7 +103,7 @@ extern void relay_client_close(void);
 extern void relay_client_poll(void);
 
 /* What the client itself knows, and what its silence tells. */
-extern void relay_client_health(TimestampTz now);
+extern void relay_client_health(int64 now);
 
 /* Records cannot be sent with this client: it is to be opened again. */
 extern void relay_client_broken(KafkaStatus status, const char *error);

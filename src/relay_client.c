@@ -14,6 +14,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "clock.h"
 #include "relay.h"
 #include "settings.h"
 #include "status.h"
@@ -69,7 +70,7 @@ problem_of(KafkaStatus status, const char *error)
 
 /* What the client itself knows, and what its silence tells. */
 void
-relay_client_health(TimestampTz now)
+relay_client_health(int64 now)
 {
 	KafkaStatus status = kafka_health(relay.client);
 	char message[128];
@@ -149,7 +150,7 @@ leave_at_exit(int code, Datum arg)
 void
 relay_client_retry(void)
 {
-	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), relay.retry_ms);
+	int64 end = clock_us() + relay.retry_ms * INT64CONST(1000);
 	int64 left = relay.retry_ms;
 
 	status_state("waiting");
@@ -159,7 +160,7 @@ relay_client_retry(void)
 		worker_wait(relay.client != NULL ? kafka_fd(relay.client) : -1, left);
 		if (relay.client != NULL)
 			relay_client_poll();
-		left = (end - GetCurrentTimestamp() + 999) / 1000;
+		left = (end - clock_us() + 999) / 1000;
 	}
 	relay.retry_ms = Min(2 * relay.retry_ms, RETRY_LAST_MS);
 }

@@ -16,6 +16,7 @@
 #include "storage/shmem.h"
 #include "utils/timestamp.h"
 
+#include "clock.h"
 #include "compat.h"
 #include "shared.h"
 
@@ -81,7 +82,10 @@ shmem_startup(void)
 			pg_atomic_init_u64(&slot->errors, 0);
 		}
 		for (int i = 0; i < SHARED_DATABASES; i++)
+		{
 			pg_atomic_init_u64(&shared->databases[i].dead_letters, (uint64) -1);
+			pg_atomic_init_u64(&shared->databases[i].received_at, 0);
+		}
 		for (int i = 0; i < SHARED_LAGS; i++)
 			shared->lags[i].slot = -1;
 	}
@@ -208,7 +212,7 @@ static void
 slot_enter(WorkerSlot *slot, SlotPhase phase)
 {
 	slot->phase = phase;
-	slot->changed_at = GetCurrentTimestamp();
+	slot->changed_at = clock_us();
 }
 
 static void
@@ -260,7 +264,8 @@ shared_attach(const WorkerStart *start)
 			slot->proc = MyProc;
 			slot->quiet = false;
 			slot_enter(slot, SLOT_RUNNING);
-			slot->started_at = slot->changed_at;
+			slot->came_up_at = slot->changed_at;
+			slot->started_at = GetCurrentTimestamp();
 			own_slot = slot;
 			wanted = true;
 		}

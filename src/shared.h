@@ -77,14 +77,15 @@ typedef struct WorkerSlot
 								 * is not for this slot any more */
 	pid_t pid;
 	PGPROC *proc;
-	TimestampTz changed_at; /* when it came into its phase */
+	int64 changed_at;       /* clock_us() when it came into its phase */
+	int64 came_up_at;       /* likewise, its last process */
 	TimestampTz started_at; /* when its last process came up */
 	bool stopping;          /* was asked to end */
 	bool quiet;             /* ended by its own wish, to be started again */
 	int failures;           /* in a row */
 	int quick_ends;         /* quiet ends right after the start, in a row */
-	TimestampTz next_start;
-	int64 restarts; /* -1: never started */
+	int64 next_start;       /* by clock_us() */
+	int64 restarts;         /* -1: never started */
 
 	pg_atomic_uint64 events;
 	pg_atomic_uint64 batches;
@@ -120,9 +121,10 @@ typedef struct DatabaseEntry
 
 	/* the launcher's */
 	int look_failures;
-	TimestampTz next_look;
+	int64 next_look; /* by clock_us() */
 
 	pg_atomic_uint64 dead_letters; /* int64; -1: not known */
+	pg_atomic_uint64 received_at;  /* TimestampTz; 0: not known */
 } DatabaseEntry;
 
 typedef struct DatabaseHold

@@ -378,11 +378,11 @@ status_notified_at(Oid dboid, int32 log_id, int32 partition)
 /* ---- dead letters ---- */
 
 /*
- * Entries of databases with workers stay where they are, so that the count can
- * be used without the lock; -1 where there is none.
+ * Entries of databases with workers stay where they are, so that what is atomic
+ * in them can be used without the lock; NULL where there is none.
  */
-static pg_atomic_uint64 *
-dead_letter_count(Oid dboid)
+static DatabaseEntry *
+database_entry(Oid dboid)
 {
 	DatabaseEntry *db;
 
@@ -391,6 +391,14 @@ dead_letter_count(Oid dboid)
 	LWLockAcquire(shared->lock, LW_SHARED);
 	db = shared_database(dboid);
 	LWLockRelease(shared->lock);
+	return db;
+}
+
+static pg_atomic_uint64 *
+dead_letter_count(Oid dboid)
+{
+	DatabaseEntry *db = database_entry(dboid);
+
 	return db ? &db->dead_letters : NULL;
 }
 
@@ -427,4 +435,21 @@ status_dead_letters_add(Oid dboid, int64 value)
 		/* not known: another negative one, so that who counts just now sees it */
 		sum = (int64) old < 0 ? (int64) old - 1 : Max((int64) old + value, 0);
 	} while (!pg_atomic_compare_exchange_u64(count, &old, (uint64) sum));
+}
+
+/* ---- received_at ---- */
+
+TimestampTz
+status_received(Oid dboid, TimestampTz at)
+{
+	DatabaseEntry *db = database_entry(dboid);
+	uint64 latest;
+
+	if (db == NULL)
+		return at;
+	latest = pg_atomic_read_u64(&db->received_at);
+	while ((TimestampTz) latest < at &&
+		   !pg_atomic_compare_exchange_u64(&db->received_at, &latest, (uint64) at))
+		;
+	return Max(at, (TimestampTz) latest);
 }

@@ -103,4 +103,13 @@ extern void status_dead_letters_counted(Oid dboid, int64 before, int64 count);
 /* After the commit that adds or removes them.  Never raises. */
 extern void status_dead_letters_add(Oid dboid, int64 count);
 
+/* ---- received_at ---- */
+
+/*
+ * The latest time that events of this database were received at, by any of its
+ * partitions, or `at` where that is later: then it is that from now on.
+ * 0: not known since the server's start.
+ */
+extern TimestampTz status_received(Oid dboid, TimestampTz at);
+
 #endif /* EVSTREAM_STATUS_H */

@@ -18,6 +18,7 @@
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
+#include "clock.h"
 #include "shared.h"
 #include "status.h"
 
@@ -246,7 +247,7 @@ evstream_status_supervision(PG_FUNCTION_ARGS)
 	pid_t holder = 0;
 	int wanted = 0;
 	int running = 0;
-	TimestampTz next_start = 0;
+	int64 next_start = 0;
 
 	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
@@ -297,7 +298,7 @@ evstream_status_supervision(PG_FUNCTION_ARGS)
 	values[6] = BoolGetDatum(no_free_slots && (!known || running < wanted));
 	values[7] = Int32GetDatum(holder);
 	nulls[7] = holder == 0;
-	values[8] = Float8GetDatum(Max(next_start - GetCurrentTimestamp(), 0) / 1000000.0);
+	values[8] = Float8GetDatum(Max(next_start - clock_us(), 0) / 1000000.0);
 	nulls[8] = next_start == 0;
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(tupdesc), values, nulls));
 }

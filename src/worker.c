@@ -33,6 +33,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "clock.h"
 #include "compat.h"
 #include "settings.h"
 #include "shared.h"
@@ -55,7 +56,7 @@ static ErrorContextCallback error_callback;
 
 static char last_error[ERROR_SIZE];
 static char logged_error[ERROR_SIZE];
-static TimestampTz logged_at;
+static int64 logged_at;
 static int failures; /* of worker_run() in a row */
 static bool stats_pending;
 
@@ -256,19 +257,19 @@ void
 worker_backoff(void)
 {
 	long delay = BACKOFF_FIRST_MS;
-	TimestampTz end;
+	int64 end;
 
 	for (int i = 1; i < failures && delay < BACKOFF_LAST_MS; i++)
 		delay *= 2;
 	delay = shared_jitter(Min(delay, BACKOFF_LAST_MS));
-	end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), delay);
+	end = clock_us() + delay * INT64CONST(1000);
 
 	status_state("waiting");
 	/* Commits set the latch often: they do not make it shorter. */
 	while (delay > 0)
 	{
 		(void) worker_wait(-1, delay);
-		delay = (long) ((end - GetCurrentTimestamp()) / 1000);
+		delay = (long) ((end - clock_us()) / 1000);
 	}
 	status_state("running");
 }
@@ -297,7 +298,7 @@ worker_last_error(void)
 static bool
 worth_logging(const char *message)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	int64 now = clock_us();
 
 	if (strncmp(message, logged_error, ERROR_SIZE - 1) == 0 && now < logged_at + REPEAT_LOG_US)
 		return false;
