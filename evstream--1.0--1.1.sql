@@ -33,15 +33,22 @@ ALTER FUNCTION @extschema@.evstream_track(bigint, text, jsonb, uuid, timestamptz
 -- Operating: health, metrics, seek, rebuild, grants
 -- ---------------------------------------------------------------------------
 
--- How many days a day of one zone may lie from those of another: the clocks of
--- two places are up to 26 hours apart, and were up to 31 before there were zones.
-CREATE FUNCTION evstream.zone_margin(zone text, other text) RETURNS int
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+-- The days of another zone that a day of one zone overlaps: as far as two days off,
+-- as the clocks of two places are up to 26 hours apart (and were up to 31 before there
+-- were zones). AT TIME ZONE takes a name such as "CET" for the abbreviation, which knows
+-- no summer time: then it is an hour more at both ends.
+CREATE FUNCTION evstream.zone_days(day date, zone text, other text) RETURNS daterange
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-	SELECT CASE WHEN zone = other THEN 0 ELSE 2 END
+	SELECT CASE WHEN zone = other THEN daterange(day, day, '[]')
+		ELSE daterange(
+			evstream.day_of((day::timestamp AT TIME ZONE zone) - slack, other),
+			evstream.day_of(((day + 1)::timestamp AT TIME ZONE zone) + slack - interval '1 microsecond', other), '[]') END
+	FROM (SELECT CASE WHEN zone <> 'UTC' AND EXISTS (SELECT FROM pg_timezone_abbrevs a WHERE a.abbrev = upper(zone))
+		THEN interval '1 hour' ELSE interval '0' END AS slack) s
 $$;
-COMMENT ON FUNCTION evstream.zone_margin(text, text) IS 'Days between a day of one time zone and those of another that it overlaps, at most';
-REVOKE ALL ON FUNCTION evstream.zone_margin(text, text) FROM PUBLIC;
+COMMENT ON FUNCTION evstream.zone_days(date, text, text) IS 'The days of another time zone that a day of a zone overlaps';
+REVOKE ALL ON FUNCTION evstream.zone_days(date, text, text) FROM PUBLIC;
 
 CREATE FUNCTION evstream.day_text(day date) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
@@ -72,10 +79,12 @@ BEGIN
 			HINT = 'Set evstream.store_events to on; days that were counted without it stay as they are.';
 	END IF;
 
+	-- the rows that hold their counts, which have that day, and the days that they are of in this zone
 	SELECT array_agg(evstream.day_text(u.day) ORDER BY u.day) INTO days
 		FROM (SELECT DISTINCT n.day FROM evstream.unstored_days n
-			WHERE n.day BETWEEN from_day - evstream.zone_margin(n.time_zone, zone)
-				AND to_day + evstream.zone_margin(n.time_zone, zone)) u;
+			WHERE n.day BETWEEN from_day - 2 AND to_day + 2
+				AND (n.day BETWEEN from_day AND to_day
+					OR evstream.zone_days(n.day, n.time_zone, zone) && daterange(from_day, to_day, '[]'))) u;
 	IF days IS NOT NULL THEN
 		RAISE EXCEPTION USING
 			ERRCODE = 'object_not_in_prerequisite_state',
@@ -182,8 +191,8 @@ BEGIN
 			SELECT FROM (SELECT DISTINCT t.day FROM evstream.daily_totals t) t
 			WHERE NOT s.rebuilt @> t.day
 				AND NOT EXISTS (SELECT FROM evstream.unstored_days u
-					WHERE t.day BETWEEN u.day - evstream.zone_margin(u.time_zone, zone)
-						AND u.day + evstream.zone_margin(u.time_zone, zone)));
+					WHERE u.day BETWEEN t.day - 2 AND t.day + 2
+						AND (u.day = t.day OR evstream.zone_days(u.day, u.time_zone, zone) @> t.day)));
 	RETURN written;
 END
 $$;

@@ -37,6 +37,8 @@ for f in t/*.pl t/lib/*.pm; do
 	PERL5LIB="$perl_dir:t/lib" perl -c "$f" >"$TMP/perl" 2>&1 || { cat "$TMP/perl"; bad "$f"; }
 done
 
+scripts/guarantees.pl || bad "docs/guarantees.md names tests that are not there"
+
 for f in src/*.c bench/*.c test/*.c; do
 	lines=$(wc -l <"$f")
 	[ "$lines" -le 900 ] || bad "$f has $lines lines: a file does one job, in 900 at most"

@@ -132,6 +132,11 @@ CALL pg_temp.count_in('Etc/GMT+12');
 SELECT evstream.day_of('2001-02-03 00:00:00+14', 'Etc/GMT+12');
 SELECT evstream_rebuild('2001-02-01', '2001-02-01');
 SELECT evstream_rebuild('2001-01-31', '2001-01-31') AS before;
+SELECT evstream_rebuild('2001-02-04', '2001-02-04') AS after;
+-- what is counted of it has the 3rd as its day
+SELECT evstream_rebuild('2001-02-03', '2001-02-03');
+SELECT evstream.zone_days('2025-03-30', 'Europe/Berlin', 'UTC') AS berlin, evstream.zone_days('2025-03-30', 'CET', 'UTC') AS cet, evstream.zone_days('2025-03-30', 'UTC', 'Europe/Berlin') AS utc,
+	evstream.zone_days('2025-03-30', 'UTC', 'UTC') AS same, evstream.zone_days('2025-03-30', 'UTC', 'Etc/UTC') AS alias, evstream.zone_days('0001-12-31 BC', 'Asia/Manila', 'America/Juneau') AS manila;
 SELECT day, event_count FROM evstream_daily_counts WHERE user_id = 'dropped';
 -- days that cannot be rebuilt are not waited for
 SELECT rebuild_needed FROM evstream.state;
