@@ -160,7 +160,7 @@ sub _go
 			push @ends, [ $name, $end ] if $end;
 		}
 		sleep($moment->{hold}) if @ends;
-		foreach my $end (@ends)
+		foreach my $end (reverse @ends)
 		{
 			$run->note("end $end->[0]");
 			$end->[1]->();

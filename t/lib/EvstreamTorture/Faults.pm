@@ -13,6 +13,7 @@ EvstreamTorture::Faults - the faults by name, and which of them fit a run
       redis => 1,                        # and with Redis
       disk => 1,                         # and on a small file system
       alone => 1,                        # not together with others
+      down => 1,                         # the server is down until its end
       code => sub {
           my ($run, $dice) = @_;
           kafka_kill();
@@ -60,6 +61,14 @@ sub possible_faults
 	return @names;
 }
 
+# In the order in which they can begin: that which takes the server away comes last, and
+# is to end first.
+sub _in_order
+{
+	my (@names) = @_;
+	return ((grep { !$faults{$_}{down} } @names), (grep { $faults{$_}{down} } @names));
+}
+
 # One, sometimes two or three that can happen at the same time.
 sub choose_faults
 {
@@ -75,7 +84,7 @@ sub choose_faults
 		$taken{$_} = 1 foreach @{ $fault->{of} };
 		last if $fault->{alone} || @chosen == $count;
 	}
-	return @chosen;
+	return _in_order(@chosen);
 }
 
 # Gives the sub that ends it, or nothing.

@@ -141,6 +141,7 @@ fault seek_back => (
 
 fault stop_immediate => (
 	of => ['server'],
+	down => 1,
 	code => sub {
 		my ($run, $dice) = @_;
 		$run->{world}->sql('CHECKPOINT') if $dice->chance(0.3);
@@ -207,7 +208,7 @@ fault second_server => (
 		# before the first one has put its mark, there is nothing to meet
 		sleep(0.1) while $kafka && !(grep { $_->[3] =~ /^evstream/ } group_offsets($world->group)) && time() < $deadline;
 		$world->wait_sql('SELECT count(*) > 0 FROM evstream.notifier_cursors', 't', 30);
-		my $node = EvstreamTorture::World::make_node($run->{name} . '_second' . ++$run->{seconds},
+		my $node = EvstreamTorture::World::make_node($run->{name} . '_second' . ++$run->{seconds}, 'other',
 			'evstream.kafka_brokers' => $world->{kafka}, 'evstream.kafka_topic' => $world->topic,
 			'evstream.kafka_group' => $world->group, 'evstream.redis_url' => $world->{redis},
 			'evstream.redis_prefix' => "$world->{name}:");

@@ -37,7 +37,7 @@ use PostgreSQL::Test::Utils;
 use Time::HiRes qw(sleep time);
 
 my $kmock = abs_path(dirname(__FILE__) . '/../../..') . '/bench/kmock';
-my ($template, $broker, $redis, %ports, %mocks);
+my ($broker, $redis, %ports, %mocks, %templates);
 
 sub new
 {
@@ -59,11 +59,12 @@ sub _copy
 	return;
 }
 
-# A new server, from one that initdb made once.
+# A new server, as a copy of one that initdb made once. Of two copies, evstream takes one
+# for the other: those that are to be told apart need templates of their own.
 sub make_node
 {
-	my ($name, %settings) = @_;
-	$template //= new_node('template', start => 0);
+	my ($name, $from, %settings) = @_;
+	my $template = $templates{$from} //= new_node($from, start => 0);
 	my $node = PostgreSQL::Test::Cluster->new($name);
 	my $data = $node->data_dir;
 	File::Path::make_path(dirname($data));
@@ -97,7 +98,7 @@ sub _start_server
 		$settings{max_wal_size} = '48MB';
 		$settings{min_wal_size} = '32MB';
 	}
-	my $node = $self->{node} = make_node($self->{name}, %settings);
+	my $node = $self->{node} = make_node($self->{name}, 'template', %settings);
 	if ($run->{disk})
 	{
 		$self->{disk} = "$ENV{EVSTREAM_TORTURE_DISK}/data/$self->{name}";
