@@ -28,6 +28,7 @@ use EvstreamTorture::Dice;
 use EvstreamTorture::Faults;
 use EvstreamTorture::FaultsData;
 use EvstreamTorture::FaultsKafka;
+use EvstreamTorture::FaultsOperate;
 use EvstreamTorture::FaultsRedis;
 use EvstreamTorture::FaultsServer;
 use EvstreamTorture::Load;

@@ -51,6 +51,7 @@ sub wait_until_done
 	$world->wait_sql(q{SELECT COALESCE(bool_and(c.received_at >= e.received_at), true)
 		FROM (SELECT log_id, log_partition, max(received_at) AS received_at FROM evstream.events GROUP BY 1, 2) e
 			LEFT JOIN evstream.notifier_cursors c USING (log_id, log_partition)}, 't', 60) if $run->{redis};
+	$world->wait_sql('SELECT count(*) FROM evstream.retries', 0, 60);
 	# back from whatever was done to them
 	$world->wait_sql(q{SELECT string_agg(role || ' ' || n, ', ' ORDER BY role)
 		FROM (SELECT role, count(*) AS n FROM evstream_workers WHERE pid IS NOT NULL GROUP BY role) w},
