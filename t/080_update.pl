@@ -55,7 +55,7 @@ sub catalogue
 			UNION ALL SELECT c::regclass::text, format('is dumped, condition "%s"', x.extcondition[i])
 				FROM pg_extension x, unnest(x.extconfig) WITH ORDINALITY u (c, i) WHERE x.extname = 'evstream'
 			UNION ALL SELECT 'extension', format('version %s relocatable %s', extversion, extrelocatable) FROM pg_extension WHERE extname = 'evstream'
-			UNION ALL SELECT object, format('initial acl %s', (SELECT string_agg(a::text, ',' ORDER BY a::text) FROM unnest(p.initprivs) a))
+			UNION ALL SELECT object, format('initial acl %s', (SELECT string_agg(regexp_replace(a::text, 'installer|updater', 'owner', 'g'), ',' ORDER BY a::text) FROM unnest(p.initprivs) a))
 				FROM members m JOIN pg_init_privs p ON p.classoid = m.classid AND p.objoid = m.objid AND p.objsubid = 0
 			UNION ALL SELECT 'rows', format('%s %s', l.log_id, l.kind) FROM evstream.logs l
 			UNION ALL SELECT 'rows', format('paused %s restored %s', s.paused, (SELECT count(*) FROM evstream.restored)) FROM evstream.state s
