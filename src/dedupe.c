@@ -19,13 +19,13 @@
 #include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
 #include "compat.h"
 #include "dedupe.h"
+#include "partition.h"
 #include "sql.h"
 
 /* About 2 M ids: 48 bytes a row and 4 for its pointer */
@@ -62,21 +62,13 @@ static void
 create_segment(void)
 {
 	int32 segment_id;
-	int level;
-	char *sql;
 
 	sql_execute(
 		"INSERT INTO evstream.id_segments (segment_id)"
 		" SELECT COALESCE(max(segment_id), 0) + 1 FROM evstream.id_segments RETURNING segment_id",
 		0, NULL, NULL, NULL, SPI_OK_INSERT_RETURNING);
 	segment_id = DatumGetInt32(sql_column(0, 1, NULL));
-	sql = psprintf("CREATE TABLE evstream.ids_%d (LIKE evstream.ids);"
-				   "CREATE UNIQUE INDEX ids_%d_event_id_idx ON evstream.ids_%d (event_id);"
-				   "ALTER TABLE evstream.ids ATTACH PARTITION evstream.ids_%d FOR VALUES IN (%d)",
-				   segment_id, segment_id, segment_id, segment_id, segment_id);
-	level = sql_without_event_triggers();
-	sql_execute(sql, 0, NULL, NULL, NULL, SPI_OK_UTILITY);
-	AtEOXact_GUC(true, level);
+	partition_make_ids(segment_id);
 }
 
 /* The open segment, or 0. */

@@ -192,13 +192,23 @@ attach(const Parent *parent, const char *name, const char *bounds)
 		   bounds);
 }
 
+/* A leaf belongs to the owner of its parent, whoever makes it. */
+static void
+give_to_owner(const char *name, const char *parent)
+{
+	Oid owner = relation_owner(relation_oid(parent));
+
+	if (owner != GetUserId())
+		define("ALTER TABLE evstream.%s OWNER TO %s", name,
+			   quote_identifier(GetUserNameFromId(owner, false)));
+}
+
 /* Makes a leaf and attaches it; the caller has the parent's lock. */
 static void
 make_leaf(const Parent *parent, const char *name)
 {
 	const Parent *found;
 	char bounds[128];
-	Oid owner = relation_owner(relation_oid(parent->name));
 
 	if (!bounds_of_name(name, &found, bounds, sizeof(bounds)) || found != parent)
 		elog(ERROR, "\"%s\" is no name of a partition", name);
@@ -212,9 +222,7 @@ make_leaf(const Parent *parent, const char *name)
 		define("CREATE INDEX ON evstream.%s USING brin (%s)"
 			   " WITH (pages_per_range = 512, autosummarize = on)",
 			   name, parent->brin);
-	if (owner != GetUserId())
-		define("ALTER TABLE evstream.%s OWNER TO %s", name,
-			   quote_identifier(GetUserNameFromId(owner, false)));
+	give_to_owner(name, parent->name);
 	attach(parent, name, bounds);
 }
 
@@ -245,6 +253,19 @@ partition_ensure_events(TimestampTz received_at)
 	lock_parent(&events_parent);
 	if (!OidIsValid(relation_oid(name)))
 		make_leaf(&events_parent, name);
+}
+
+void
+partition_make_ids(int32 segment_id)
+{
+	char name[NAMEDATALEN];
+
+	snprintf(name, sizeof(name), "ids_%d", segment_id);
+	define("CREATE TABLE evstream.%s (LIKE evstream.ids)", name);
+	define("CREATE UNIQUE INDEX %s_event_id_idx ON evstream.%s (event_id)", name, name);
+	give_to_owner(name, "ids");
+	define("ALTER TABLE evstream.ids ATTACH PARTITION evstream.%s FOR VALUES IN (%d)", name,
+		   segment_id);
 }
 
 static bool

@@ -38,6 +38,9 @@ extern DateADT partition_day(TimestampTz at);
  */
 extern void partition_ensure_events(TimestampTz received_at);
 
+/* Makes the leaf of evstream.ids for a segment, which has none yet. */
+extern void partition_make_ids(int32 segment_id);
+
 /*
  * Makes the leaves of the daily stats for the month of today and the next two,
  * unless the default leaf has rows of the month already.  False: some are still

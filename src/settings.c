@@ -12,6 +12,7 @@
 #include "access/xact.h"
 #include "commands/dbcommands.h"
 #include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/guc.h"
 
@@ -280,7 +281,7 @@ setting_fingerprint(void)
 void
 setting_shield_session(void)
 {
-	static const char *const values[][2] = {
+	const char *const values[][2] = {
 		/* the first, as the others may be a superuser's to set */
 		{"role", "none"},
 		{"search_path", "pg_catalog, pg_temp"},
@@ -300,7 +301,7 @@ setting_shield_session(void)
 		{"transform_null_equals", "off"},
 		{"array_nulls", "on"},
 		/* the bridge of notifications passes on what a client would get */
-		{"client_encoding", "UTF8"},
+		{"client_encoding", GetDatabaseEncodingName()},
 		{"DateStyle", "ISO, YMD"},
 		{"IntervalStyle", "postgres"},
 		{"TimeZone", "UTC"},
