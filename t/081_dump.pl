@@ -40,7 +40,6 @@ sub fill
 		SELECT evstream_track_batch('[{"user_id": "bad"}, {"user_id": "old", "event_type": "view", "occurred_at": "1999-12-31T23:30:00Z"}]', 'dead_letter');
 		SELECT count(evstream_track('u', 'purchase', jsonb_build_object('item_id', i % 3, 'amount', i), evstream_event_id('key ' || i))) FROM generate_series(1, 300) i});
 	is($node->safe_psql($db, q{SELECT evstream_wait('60 s')}), 't', "$db: counted");
-	# An event of a day long gone, which has its leaf.
 	$node->safe_psql($db, q{SELECT evstream_pause();
 		SELECT count(evstream_track('waiting', 'view', event_id => evstream_event_id('waiting ' || i))) FROM generate_series(1, 100) i});
 	return $node->safe_psql($db, $found);
