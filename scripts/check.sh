@@ -87,6 +87,14 @@ for n in ${taps[@]+"${taps[@]}"}; do
 	fi
 	DEBUG_BINDIR=$VARIANT_BINDIR
 done
+# An older server with the extension, for pg_upgrade.
+OLDER=
+if [ -e t/086_pg_upgrade.pl ] && wanted 086_pg_upgrade && older=$(older_pg_config) && [ -n "$older" ]; then
+	mkdir "$TMP/older-tree"
+	tar -cf - Makefile evstream.control evstream--*.sql scripts $(printf '%s\n' src/*.[ch]) | tar -xf - -C "$TMP/older-tree"
+	(PG_CONFIG=$older && private_install "$TMP/older" "$TMP/older-tree") || exit 1
+	OLDER=$TMP/older$(dirname "$("$older" --bindir)")
+fi
 built=()
 for tool in evgen kprobe; do
 	[ ! -e "bench/$tool.c" ] || built+=("bench/$tool")
@@ -131,7 +139,7 @@ test_env()
 		TESTDIR="$TMP/tap/$1" top_builddir="$TMP/tree" \
 		PG_REGRESS="$PGXS_DIR/test/regress/pg_regress" \
 		EVSTREAM_DEBUG_BINDIR="$DEBUG_BINDIR" \
-		EVSTREAM_DATA="${EVSTREAM_DATA:-$REPO/../shared/data}" \
+		EVSTREAM_DATA="${EVSTREAM_DATA:-$REPO/../shared/data}" EVSTREAM_OLDER="$OLDER" \
 		PERL5LIB="$PGXS_DIR/test/perl${PERL5LIB:+:$PERL5LIB}" "${@:2}"
 }
 

@@ -24,16 +24,17 @@ pg_dir()
 
 # Build, and install into a copy of PostgreSQL below DIR, so that the system's is
 # not touched and no root is needed (PostgreSQL finds its files relative to its
-# program). Sets BINDIR. The build's output goes to DIR.log.
-private_install()
+# program). Sets BINDIR. The build's output goes to DIR.log. TREE: another copy
+# of the sources, to build for another PG_CONFIG.
+private_install() # DIR [TREE]
 {
-	local dir=$1 sub
+	local dir=$1 tree=${2:-$REPO} sub
 	rm -rf "$dir"
 	for sub in "$($PG_CONFIG --bindir)" "$($PG_CONFIG --pkglibdir)" "$($PG_CONFIG --sharedir)"; do
 		mkdir -p "$dir$sub"
 		(cd "$sub" && tar -cf - --exclude=./bitcode --exclude=./pgxs --exclude=./man .) | tar -xf - -C "$dir$sub"
 	done
-	if ! { make -s -C "$REPO" -j"$(nproc)" all && make -s -C "$REPO" install DESTDIR="$dir"; } >"$dir.log" 2>&1; then
+	if ! { make -s -C "$tree" -j"$(nproc)" all && make -s -C "$tree" install DESTDIR="$dir"; } >"$dir.log" 2>&1; then
 		cat "$dir.log" >&2
 		echo "the build failed" >&2
 		return 1
@@ -59,6 +60,22 @@ variant_install() # DIR FROM FLAGS [MAKE'S ARGUMENTS...]
 		return 1
 	fi
 	VARIANT_BINDIR=$dir$($PG_CONFIG --bindir)
+}
+
+# The pg_config of the oldest PostgreSQL from 14 on that is older than ours and has
+# what an extension is built with, where Debian puts it; nothing if there is none.
+older_pg_config()
+{
+	local ours config version
+	ours=$($PG_CONFIG --version | sed 's/^[^0-9]*\([0-9]*\).*/\1/')
+	for config in $(ls /usr/lib/postgresql/*/bin/pg_config 2>/dev/null | sort -V); do
+		version=$(echo "$config" | cut -d/ -f5)
+		if [ "$version" -ge 14 ] && [ "$version" -lt "$ours" ] && [ -f "$("$config" --pgxs)" ] &&
+			[ -x "$("$config" --bindir)/postgres" ] && [ -f "$("$config" --includedir-server)/postgres.h" ]; then
+			echo "$config"
+			return 0
+		fi
+	done
 }
 
 # End every server and broker whose files are below DIR, for the exit of a script

@@ -78,7 +78,7 @@ enter() # DIR VERSION COMMAND [ARG...]
 	chmod 755 "$dir/usr/sbin/policy-rc.d"
 	exec chroot "$dir" /usr/bin/env -i HOME=/root LC_ALL=C.UTF-8 TERM=dumb \
 		PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-		EVSTREAM_DATA=/build/data PG_CONFIG="/usr/lib/postgresql/$version/bin/pg_config" \
+		EVSTREAM_DATA=/build/data EVSTREAM_MIRROR="$MIRROR" PG_CONFIG="/usr/lib/postgresql/$version/bin/pg_config" \
 		/bin/bash -c 'cd /build/tree && "$@"; exit $?' bash "$@"
 }
 
@@ -102,12 +102,30 @@ in_root() # VERSION COMMAND [ARG...]
 	)
 }
 
+# PostgreSQL 15 beside that of Debian 13, for the test of pg_upgrade. What an
+# extension is built with is only unpacked, as it would bring a compiler of its own.
+add_older()
+{
+	[ ! -x /usr/lib/postgresql/15/bin/postgres ] || [ ! -d /usr/lib/postgresql/15/lib/pgxs ] || return 0
+	echo "deb $MIRROR bookworm main" >/etc/apt/sources.list.d/bookworm.list
+	apt-get -qq update
+	DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Dpkg::Use-Pty=0 install --no-install-recommends postgresql-15 >/tmp/log 2>&1 ||
+		{ tail -n 20 /tmp/log >&2; return 1; }
+	cd /tmp
+	apt-get -qq download postgresql-server-dev-15
+	dpkg-deb -x postgresql-server-dev-15_*.deb /
+	rm postgresql-server-dev-15_*.deb
+}
+
 # Lint and tests of one version; what they print goes to a log, too.
 try_version() # VERSION
 {
 	local version=$1 run=(in_root "$1") status=0
 	if [ "$version" = "$(own_version)" ]; then run=(env); fi
 	"${run[@]}" scripts/deps.sh build test kafka redis clients || status=1
+	if [ "$version" = 17 ] && [ "${run[0]}" = in_root ]; then
+		in_root 17 scripts/versions.sh add-older || status=1
+	fi
 	[ $status != 0 ] || "${run[@]}" env CI=true bash -c "
 		scripts/lint.sh; lint=\$?
 		scripts/check.sh $TEST && exit \$lint" || status=1
@@ -116,6 +134,7 @@ try_version() # VERSION
 
 case ${1:-} in
 	enter) shift; enter "$@" ;;
+	add-older) add_older; exit ;;
 	run)
 		[ $# -ge 3 ] && [ -n "${suites[$2]:-}" ] || die "usage: versions.sh run VERSION COMMAND [ARG...]"
 		shift

@@ -67,6 +67,8 @@ sub scratch_dir
 #   preload => 0     without shared_preload_libraries
 #   extension => 1   CREATE EXTENSION in database postgres
 #   streaming => 1   allows_streaming of PostgreSQL::Test::Cluster
+#   install => DIR   of the PostgreSQL that is below DIR
+#   initdb => [...]  further arguments
 sub new_node
 {
 	my ($name, %opts) = @_;
@@ -74,10 +76,12 @@ sub new_node
 	my $preload = delete $opts{preload} // 1;
 	my $extension = delete $opts{extension};
 	my $streaming = delete $opts{streaming};
+	my $install = delete $opts{install};
+	my $initdb = delete $opts{initdb} // [];
 
-	my $node = PostgreSQL::Test::Cluster->new($name);
+	my $node = PostgreSQL::Test::Cluster->new($name, $install ? (install_path => $install) : ());
 	$node->init(
-		extra => [ '--encoding=UTF8', '--locale=C' ],
+		extra => [ '--encoding=UTF8', '--locale=C', @$initdb ],
 		$streaming ? (allows_streaming => 1) : ());
 	my %conf = (
 		fsync => 'off',
