@@ -45,7 +45,7 @@ if [ "$FAULTS" = list ]; then
 fi
 
 private_install "$TMP/inst"
-make -s bench/evgen bench/kprobe bench/kmock
+make -s bench/evgen bench/kprobe bench/kmock bench/clockstep.so
 
 pg_dir "$TMP/disk"
 mkdir "$TMP/disk/data" "$TMP/disk/wal"

@@ -56,6 +56,7 @@ sub _plan
 		mode => $dice->pick(@{ $opts{modes} // [qw(kafka kafka mock embedded)] }),
 		redis => ($dice->chance(0.75) && ($opts{redis} // 1)) ? 1 : 0,
 		disk => ($dice->chance(0.3) || $opts{faults}) && $ENV{EVSTREAM_TORTURE_DISK} ? 1 : 0,
+		clock => ($dice->chance(0.25) || $opts{faults}) && EvstreamTorture::World::has_clock() ? 1 : 0,
 		partitions => $dice->between(1, 4),
 		consumers => $dice->between(1, 3),
 		batch_size => $dice->pick(20, 100, 500, 10000),
@@ -84,7 +85,7 @@ sub _plan
 sub _describe
 {
 	my ($run) = @_;
-	return "$run->{mode}, " . ($run->{redis} ? 'Redis, ' : '') . ($run->{disk} ? 'small disk, ' : '')
+	return "$run->{mode}, " . ($run->{redis} ? 'Redis, ' : '') . ($run->{disk} ? 'small disk, ' : '') . ($run->{clock} ? 'clock, ' : '')
 	  . "$run->{partitions} partitions, $run->{consumers} consumers, batches of $run->{batch_size}, $run->{events} events:"
 	  . join('', map { sprintf(' %d%% %s;', 100 * $_->{share}, join(' + ', @{ $_->{faults} })) } @{ $run->{moments} });
 }

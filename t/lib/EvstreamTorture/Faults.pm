@@ -12,6 +12,7 @@ EvstreamTorture::Faults - the faults by name, and which of them fit a run
       modes => ['kafka'],                # where it is possible: kafka, mock, embedded
       redis => 1,                        # and with Redis
       disk => 1,                         # and on a small file system
+      clock => 1,                        # and with a clock that can be moved
       alone => 1,                        # not together with others
       down => 1,                         # the server is down until its end
       code => sub {
@@ -54,8 +55,7 @@ sub possible_faults
 	{
 		my $fault = $faults{$name};
 		next if !grep { $_ eq $run->{mode} } @{ $fault->{modes} };
-		next if $fault->{redis} && !$run->{redis};
-		next if $fault->{disk} && !$run->{disk};
+		next if grep { $fault->{$_} && !$run->{$_} } qw(redis disk clock);
 		push @names, $name;
 	}
 	return @names;

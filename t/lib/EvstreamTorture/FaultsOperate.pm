@@ -93,6 +93,18 @@ fault dead_letters_retried => (
 		return background($run, q{SELECT count(evstream_dead_letter_retry(id)) FROM (SELECT id FROM evstream_dead_letters ORDER BY id LIMIT 20) d;});
 	});
 
+# Forward and back, by seconds, hours or days.
+fault clock_step => (
+	of => ['clock'],
+	clock => 1,
+	code => sub {
+		my ($run, $dice) = @_;
+		my $seconds = $dice->pick(-1, 1) * int(10**(6 * $dice->share));
+		$run->note("$seconds s");
+		$run->{world}->set_clock($seconds);
+		return;
+	});
+
 # Without Kafka for a while: what is tracked is counted all the same, and once.
 fault log_switched => (
 	of => [qw(worker settings)],

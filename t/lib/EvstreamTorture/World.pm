@@ -36,7 +36,8 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Time::HiRes qw(sleep time);
 
-my $kmock = abs_path(dirname(__FILE__) . '/../../..') . '/bench/kmock';
+my $bench = abs_path(dirname(__FILE__) . '/../../..') . '/bench';
+my ($kmock, $clockstep) = ("$bench/kmock", "$bench/clockstep.so");
 my ($broker, $redis, %ports, %mocks, %templates);
 
 sub new
@@ -93,6 +94,8 @@ sub _start_server
 		'evstream.kafka_topic' => $self->topic,
 		'evstream.kafka_read_topics' => $run->{mode} eq 'kafka' ? $self->side_topic : '',
 		'evstream.kafka_group' => $self->group);
+	# steps of the clock make more days than pass
+	$settings{'evstream.dedup_window'} = '20 days' if $run->{clock};
 	if ($run->{disk})
 	{
 		$settings{max_wal_size} = '48MB';
@@ -110,8 +113,29 @@ sub _start_server
 		File::Path::remove_tree($node->data_dir);
 		symlink($self->{disk}, $node->data_dir) or croak "symlink: $!";
 	}
-	$node->start;
+	$self->set_clock(0) if $run->{clock};
+	$self->_start_node;
 	$node->safe_psql('postgres', 'CREATE TABLE public.ledger (client text, no int, PRIMARY KEY (client, no)); CREATE EXTENSION evstream');
+	return;
+}
+
+sub _start_node
+{
+	my ($self, @opts) = @_;
+	# the server gets what is in the environment here
+	local $ENV{CLOCKSTEP} = "$self->{run}{dir}/clock";
+	local $ENV{LD_PRELOAD} = $clockstep if $self->{run}{clock};
+	return $self->{node}->start(@opts);
+}
+
+# The server's clock is off by so many seconds from now on.
+sub set_clock
+{
+	my ($self, $seconds) = @_;
+	my $file = "$self->{run}{dir}/clock";
+	open(my $out, -e $file ? '+<' : '>', $file) or croak "$file: $!";
+	syswrite($out, pack('q', $seconds));
+	close($out);
 	return;
 }
 
@@ -165,6 +189,9 @@ sub workers
 	return split(/\n/, $self->sql(qq{SELECT pid FROM evstream_workers WHERE role = '$role' AND pid IS NOT NULL ORDER BY started_at}));
 }
 
+# The server's clock can be moved where bench/clockstep.so is built.
+sub has_clock { return -e $clockstep; }
+
 # Starts the server where it does not run.
 sub up
 {
@@ -175,7 +202,7 @@ sub up
 	unlink($node->data_dir . '/postmaster.pid');
 	foreach (1 .. 3)
 	{
-		return if $node->start(fail_ok => 1);
+		return if $self->_start_node(fail_ok => 1);
 		sleep(1);
 	}
 	die "the server does not start\n";
