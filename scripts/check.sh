@@ -96,8 +96,8 @@ if [ -e t/086_pg_upgrade.pl ] && wanted 086_pg_upgrade && older=$(older_pg_confi
 	OLDER=$TMP/older$(dirname "$("$older" --bindir)")
 fi
 built=()
-for tool in evgen kprobe; do
-	[ ! -e "bench/$tool.c" ] || built+=("bench/$tool")
+for tool in evgen kprobe kmock clockstep.so; do
+	[ ! -e "bench/${tool%.so}.c" ] || built+=("bench/$tool")
 done
 if [ ${#built[@]} -gt 0 ] && ! make -s "${built[@]}" >"$TMP/tools.log" 2>&1; then
 	cat "$TMP/tools.log" >&2

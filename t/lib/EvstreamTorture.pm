@@ -60,7 +60,7 @@ sub _plan
 		partitions => $dice->between(1, 4),
 		consumers => $dice->between(1, 3),
 		batch_size => $dice->pick(20, 100, 500, 10000),
-		events => $opts{small} ? 2500 : $dice->between(3000, 9000),
+		events => $opts{small} ? 2000 : $dice->between(3000, 9000),
 		rate => $dice->pick(800, 1500, 3000),
 		flushed => [], at_end => [], handles => [], signals => {}, memory => {}, frozen => {},
 		faults_done => 0,
@@ -72,7 +72,7 @@ sub _plan
 		my %wanted = map { $_ => 1 } @{ $opts{faults} };
 		@names = grep { $wanted{$_} } @names;
 	}
-	my $count = $opts{small} ? 3 : $dice->between(3, 6);
+	my $count = $opts{small} ? 2 : $dice->between(3, 6);
 	my @shares = sort { $a <=> $b } map { 0.1 + 0.8 * $dice->share } 1 .. $count;
 	foreach my $share (@shares)
 	{

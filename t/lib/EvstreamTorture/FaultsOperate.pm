@@ -95,7 +95,8 @@ fault dead_letters_retried => (
 
 # Forward and back, by seconds, hours or days.
 fault clock_step => (
-	of => ['clock'],
+	# a backend that sleeps or waits for a lock would do so for as long as the step
+	of => [qw(clock locks)],
 	clock => 1,
 	code => sub {
 		my ($run, $dice) = @_;

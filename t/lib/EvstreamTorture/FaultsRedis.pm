@@ -39,8 +39,8 @@ fault redis_read_only => (
 		return sub { redis_cli('REPLICAOF', 'NO', 'ONE'); };
 	});
 
-fault redis_forgets_scripts => (of => ['scripts'], @redis, code => sub { redis_cli('SCRIPT', 'FLUSH'); return; });
-fault redis_clients_killed => (of => ['clients'], @redis, code => sub { redis_cli('CLIENT', 'KILL', 'TYPE', 'normal'); return; });
+fault redis_forgets_scripts => (of => ['redis'], @redis, code => sub { redis_cli('SCRIPT', 'FLUSH'); return; });
+fault redis_clients_killed => (of => ['redis'], @redis, code => sub { redis_cli('CLIENT', 'KILL', 'TYPE', 'normal'); return; });
 
 # Emptied; what the streams held at that moment is kept aside.
 fault redis_flush => (

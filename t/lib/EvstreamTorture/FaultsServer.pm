@@ -244,7 +244,7 @@ sub background
 sub hold
 {
 	my ($run, $statements, $seconds) = @_;
-	return background($run, "BEGIN;\n$statements;\nSELECT pg_sleep($seconds);\nCOMMIT;\n");
+	return background($run, "BEGIN;\n$statements;\n\\! sleep $seconds\nCOMMIT;\n");
 }
 
 1;
