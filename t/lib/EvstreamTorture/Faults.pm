@@ -14,7 +14,8 @@ EvstreamTorture::Faults - the faults by name, and which of them fit a run
       disk => 1,                         # and on a small file system
       clock => 1,                        # and with a clock that can be moved
       alone => 1,                        # not together with others
-      down => 1,                         # the server is down until its end
+      down => 2,                         # until its end the server takes no connections (1),
+                                         # or is down (2)
       code => sub {
           my ($run, $dice) = @_;
           kafka_kill();
@@ -66,7 +67,7 @@ sub possible_faults
 sub _in_order
 {
 	my (@names) = @_;
-	return ((grep { !$faults{$_}{down} } @names), (grep { $faults{$_}{down} } @names));
+	return sort { ($faults{$a}{down} // 0) <=> ($faults{$b}{down} // 0) } @names;
 }
 
 # One, sometimes two or three that can happen at the same time.

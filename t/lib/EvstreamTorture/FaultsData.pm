@@ -115,6 +115,7 @@ sub _connect
 
 fault connections_taken => (
 	of => ['connections'],
+	down => 1,
 	code => sub {
 		my ($run) = @_;
 		my @taken;
@@ -196,12 +197,12 @@ sub _fill
 	return sub { unlink($file); $run->{world}->up; };
 }
 
-fault data_full => (of => [qw(disk server)], disk => 1, down => 1, code => sub { return _fill($_[0], 'data'); });
+fault data_full => (of => [qw(disk server)], disk => 1, down => 2, code => sub { return _fill($_[0], 'data'); });
 
 fault wal_full => (
 	of => [qw(disk server)],
 	disk => 1,
-	down => 1,
+	down => 2,
 	code => sub {
 		my ($run) = @_;
 		my $end = _fill($run, 'wal');

@@ -123,9 +123,8 @@ fault records_expire => (
 		my $world = $run->{world};
 		my $topic = $world->side_topic;
 		_side_counted($run);
-		$world->sql('SELECT evstream_pause()');
-		$world->wait_sql(q{SELECT count(*) FROM evstream_workers WHERE role = 'consumer' AND pid IS NOT NULL AND state <> 'paused'}, 0, 30);
-		$world->sql('INSERT INTO public.ledger SELECT \'sync\', COALESCE(max(no), 0) + 1 FROM public.ledger WHERE client = \'sync\'');
+		# a consumer that is merely paused may have them already
+		$world->{node}->stop('fast');
 		my ($from) = map { $_->[2] } grep { $_->[0] == 0 } watermarks($topic);
 		my $count = $dice->between(2, 300);
 		my $lost = $dice->between(1, $count);
@@ -133,7 +132,7 @@ fault records_expire => (
 		trim_topic($topic, 0, $from + $lost);
 		$run->{load}->filler('side', -$lost);
 		$run->{expired} = 1;
-		$world->sql('SELECT evstream_resume()');
+		$world->up;
 		_side_counted($run);
 		return;
 	});

@@ -141,10 +141,10 @@ fault seek_back => (
 
 fault stop_immediate => (
 	of => ['server'],
-	down => 1,
+	down => 2,
 	code => sub {
 		my ($run, $dice) = @_;
-		$run->{world}->sql('CHECKPOINT') if $dice->chance(0.3);
+		$run->{world}->try_sql('CHECKPOINT') if $dice->chance(0.3);
 		$run->{world}{node}->stop('immediate', fail_ok => 1);
 		return sub { $run->{world}->up; };
 	});
