@@ -27,6 +27,7 @@
 #include "clock.h"
 #include "notifier.h"
 #include "partition.h"
+#include "redis_answer.h"
 #include "settings.h"
 #include "sql.h"
 #include "status.h"
@@ -60,19 +61,15 @@ cursor_format(const NotifierCursor *cursor, char *buf)
 static bool
 cursor_parse(const char *text, NotifierCursor *cursor)
 {
-	char *end;
-	int64 us = strtoll(text, &end, 10);
+	int64_t us;
+	int64_t log_offset;
 
 	memset(cursor, 0, sizeof(*cursor));
-	cursor->log_offset = -1;
-	if (end == text || *end != ' ' || strlen(end) < 37 ||
-		!event_parse_uuid(end + 1, 36, cursor->event_id.data))
-		return false;
-	cursor->received_at = us - UNIX_EPOCH_OFFSET_US;
-	if (end[37] == ' ')
-		cursor->log_offset = strtoll(end + 38, NULL, 10);
-	cursor->any = true;
-	return true;
+	cursor->any = redis_answer_cursor(text, &us, cursor->event_id.data, &log_offset);
+	cursor->log_offset = cursor->any ? log_offset : -1;
+	if (cursor->any)
+		cursor->received_at = us - UNIX_EPOCH_OFFSET_US;
+	return cursor->any;
 }
 
 /* ---- what the tables say ---- */
@@ -252,7 +249,6 @@ anchor(const char *owner, bool new_epochs, const CheckPart *checks, int nchecks)
 	const char **argv = palloc((4 + 3 * nchecks) * sizeof(char *));
 	int argc = 0;
 	RedisReply *reply;
-	const char *word;
 	bool done;
 
 	if (new_epochs)
@@ -277,8 +273,7 @@ anchor(const char *owner, bool new_epochs, const CheckPart *checks, int nchecks)
 	if (link_script(notifier_script_anchor, 1, argc, argv, NULL, LINK_COMMAND_MS, &reply) !=
 		RSTATUS_OK)
 		return false;
-	word = redis_reply_text(redis_reply_at(reply, 0), NULL);
-	done = word != NULL && strcmp(word, "ok") == 0;
+	done = redis_answer_is_ok(reply);
 	redis_reply_free(reply);
 	return done;
 }
@@ -372,6 +367,7 @@ cursor_check(void)
 		char *message = psprintf("the Redis prefix \"%s\" belongs to another database (mark %s)",
 								 setting_redis_prefix, owner);
 
+		redis_clean_text(message);
 		notifier_problem(NP_FOREIGN, message);
 		MemoryContextSwitchTo(old);
 		return false;

@@ -144,6 +144,7 @@ fault(RedisStatus status, const char *text)
 	char copy[REDIS_ERROR_SIZE];
 
 	strlcpy(copy, text ? text : "", sizeof(copy));
+	redis_clean_text(copy); /* which may have cut a character in two */
 	switch (status)
 	{
 		case RSTATUS_OOM:
@@ -414,7 +415,10 @@ link_forward(void)
 			if (reply == NULL)
 				return false;
 			if (redis_reply_status(reply) != RSTATUS_OK)
+			{
 				strlcpy(error, redis_reply_text(reply, NULL), sizeof(error));
+				redis_clean_text(error);
+			}
 			redis_reply_free(reply);
 		}
 		if (error[0] != '\0')

@@ -17,6 +17,7 @@
 
 #include "clock.h"
 #include "notifier.h"
+#include "redis_answer.h"
 #include "settings.h"
 #include "sql.h"
 #include "status.h"
@@ -95,11 +96,11 @@ tell_asides(void)
 
 /* Of the subscribers of a chunk, those that were set aside, and no others. */
 static void
-look_at_asides(const RedisReply *reply, const NotifierChunk *chunk)
+look_at_asides(const RedisReply *reply, const RedisSent *sent, const NotifierChunk *chunk)
 {
 	bool changed = false;
 
-	if (nasides == 0 && redis_reply_integer(redis_reply_at(reply, 5)) == 0)
+	if (nasides == 0 && sent->nasides == 0)
 		return;
 	for (int i = nasides - 1; i >= 0; i--)
 	{
@@ -113,12 +114,16 @@ look_at_asides(const RedisReply *reply, const NotifierChunk *chunk)
 			}
 		}
 	}
-	for (size_t i = 6; i + 1 < redis_reply_count(reply) && nasides < ASIDE_KNOWN; i += 2)
+	for (size_t i = 0; i < sent->nasides && nasides < ASIDE_KNOWN; i++)
 	{
-		asides[nasides].subscriber =
-			MemoryContextStrdup(notifier.context, redis_reply_text(redis_reply_at(reply, i), NULL));
-		asides[nasides++].why = MemoryContextStrdup(
-			notifier.context, redis_reply_text(redis_reply_at(reply, i + 1), NULL));
+		const char *subscriber;
+		const char *why;
+
+		if (!redis_answer_aside(reply, i, &subscriber, &why))
+			continue;
+		asides[nasides].subscriber = MemoryContextStrdup(notifier.context, subscriber);
+		asides[nasides].why = MemoryContextStrdup(notifier.context, why);
+		redis_clean_text(asides[nasides++].why);
 		changed = true;
 	}
 	if (changed)
@@ -160,12 +165,11 @@ send_look_at_asides(void)
 }
 
 static void
-look_at_publications(const RedisReply *reply, const NotifierChunk *chunk)
+look_at_publications(const RedisSent *sent, const NotifierChunk *chunk)
 {
-	int64 failed = redis_reply_integer(redis_reply_at(reply, 3));
 	char *message;
 
-	if (failed == 0)
+	if (sent->unpublished == 0)
 	{
 		if (chunk->nevents > 0 && failed_publications > 0)
 		{
@@ -174,9 +178,9 @@ look_at_publications(const RedisReply *reply, const NotifierChunk *chunk)
 		}
 		return;
 	}
-	failed_publications += failed;
-	message = psprintf("Redis refuses to publish, streams go on: %s",
-					   redis_reply_text(redis_reply_at(reply, 4), NULL));
+	failed_publications += sent->unpublished;
+	message = psprintf("Redis refuses to publish, streams go on: %s", sent->why);
+	redis_clean_text(message);
 	notifier_problem(NP_PUBLISH, message);
 	pfree(message);
 }
@@ -248,7 +252,7 @@ send_chunk(NotifierChunk *chunk)
 	char after[CURSOR_SIZE];
 	RedisReply *reply;
 	RedisStatus status;
-	const char *word;
+	RedisSent sent;
 	bool done;
 
 	/*
@@ -269,17 +273,17 @@ send_chunk(NotifierChunk *chunk)
 		cursor_doubt();
 		return false;
 	}
-	word = redis_reply_text(redis_reply_at(reply, 0), NULL);
-	done = word != NULL && strcmp(word, "ok") == 0;
+	done = redis_answer_is_ok(reply);
 	if (done)
 	{
 		part->place = chunk->after;
 		strlcpy(part->sent, after, sizeof(part->sent));
-		notifier.epoch = Max(notifier.epoch, redis_reply_integer(redis_reply_at(reply, 1)));
+		redis_answer_sent(reply, &sent);
+		notifier.epoch = Max(notifier.epoch, sent.epoch);
 		status_notified(part->log_id, part->partition, part->place.passed_at);
 		status_count(chunk->nread, 1);
-		look_at_asides(reply, chunk);
-		look_at_publications(reply, chunk);
+		look_at_asides(reply, &sent, chunk);
+		look_at_publications(&sent, chunk);
 	}
 	else
 		cursor_doubt();
@@ -357,7 +361,6 @@ send_expiry(void)
 	ExpiryUnit unit;
 	RedisReply *reply;
 	MemoryContext old;
-	const char *word;
 
 	if (now >= last && now < last + EXPIRY_EVERY)
 		return;
@@ -378,8 +381,7 @@ send_expiry(void)
 	if (link_script(notifier_script_expire, 1 + unit.n, argc, argv, lens, LINK_COMMAND_MS,
 					&reply) == RSTATUS_OK)
 	{
-		word = redis_reply_text(redis_reply_at(reply, 0), NULL);
-		if (word != NULL && strcmp(word, "ok") == 0)
+		if (redis_answer_is_ok(reply))
 		{
 			for (int i = 0; i < unit.n; i++)
 				unit.expires[i] = redis_reply_integer(redis_reply_at(reply, i + 1)) != 0;

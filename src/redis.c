@@ -22,6 +22,7 @@
 
 #include <hiredis/hiredis.h>
 
+#include "event.h"
 #include "redis.h"
 
 /* TLS came with hiredis 1.0, in a library of its own. */
@@ -36,6 +37,11 @@
 #endif
 
 #define DEFAULT_PORT 6379
+
+/* Ours are far smaller; read in turns, as signals and time-outs wait meanwhile. */
+#define REPLY_MAX_BYTES    (16 * 1024 * 1024)
+#define REPLY_MAX_ELEMENTS 100000
+#define TURN_MAX_BYTES     (1024 * 1024)
 
 typedef struct Address
 {
@@ -150,6 +156,18 @@ parse_url(const char *url, Address *address)
 	return address->host != NULL;
 }
 
+bool
+redis_url_parts(const char *url, char **host, int *port, int *db)
+{
+	Address address;
+	bool good = parse_url(url, &address);
+
+	*host = address.host;
+	*port = address.port;
+	*db = address.db;
+	return good;
+}
+
 /* ---- errors ---- */
 
 static RedisStatus fail(RedisClient *client, RedisStatus status, const char *format, ...)
@@ -163,6 +181,9 @@ fail(RedisClient *client, RedisStatus status, const char *format, ...)
 	va_start(args, format);
 	vsnprintf(client->error, sizeof(client->error), format, args);
 	va_end(args);
+	redis_clean_text(client->error);
+	if (client->error[0] == '\0')
+		strcpy(client->error, "an error without a text");
 	client->failed = status;
 	return status;
 }
@@ -401,6 +422,31 @@ begin_lookup(const char *host)
 	return lookup;
 }
 
+/* hiredis makes an array as long as is announced, before there is any of it. */
+#if HIREDIS_MAJOR >= 1
+typedef size_t ArraySize;
+#else
+typedef int ArraySize;
+#endif
+
+static redisReplyObjectFunctions reply_functions;
+static void *(*create_array)(const redisReadTask *, ArraySize);
+
+static void *
+create_limited_array(const redisReadTask *task, ArraySize elements)
+{
+	return elements <= REPLY_MAX_ELEMENTS ? create_array(task, elements) : NULL;
+}
+
+static void
+limit_arrays(redisReader *reader)
+{
+	reply_functions = *reader->fn;
+	create_array = reply_functions.createArray;
+	reply_functions.createArray = create_limited_array;
+	reader->fn = &reply_functions;
+}
+
 /* Begins to connect to an address that needs no look-up. */
 static RedisStatus
 connect_to(RedisClient *client, const char *address)
@@ -412,6 +458,7 @@ connect_to(RedisClient *client, const char *address)
 		return fail(client, RSTATUS_AWAY, "%s",
 					client->context && client->context->err ? client->context->errstr
 															: "out of memory");
+	limit_arrays(client->context->reader);
 	client->wants_write = true;
 	return RSTATUS_OK;
 }
@@ -589,6 +636,7 @@ redis_advance(RedisClient *client)
 {
 	int done = 0;
 	size_t before;
+	size_t began;
 
 	if (client->failed != RSTATUS_OK)
 		return client->failed;
@@ -614,12 +662,19 @@ redis_advance(RedisClient *client)
 			return fail_as_context(client);
 	}
 	client->wants_write = !done;
+	began = client->context->reader->len;
 	do
 	{
 		before = client->context->reader->len;
 		if (redisBufferRead(client->context) != REDIS_OK)
 			return fail_as_context(client);
-	} while (client->context->reader->len > before);
+		if (client->context->reader->len > REPLY_MAX_BYTES)
+			return fail(client, RSTATUS_FAILED, "an answer of Redis is too long");
+	} while (client->context->reader->len > before &&
+			 client->context->reader->len < began + TURN_MAX_BYTES);
+	/* more may be in the buffers of TLS, which does not make the socket readable */
+	if (client->context->reader->len >= began + TURN_MAX_BYTES)
+		client->wants_write = true;
 
 	while (client->greetings > 0)
 	{
@@ -669,11 +724,32 @@ inner(const RedisReply *reply)
 	return (const redisReply *) reply;
 }
 
+void
+redis_clean_text(char *text)
+{
+	for (char *p = text; *p != '\0';)
+	{
+		size_t len = 1;
+
+		if ((unsigned char) *p >= 0x80)
+		{
+			while (len < 4 && ((unsigned char) p[len] & 0xC0) == 0x80)
+				len++;
+			while (len > 1 && !event_text_valid(p, len))
+				len--;
+		}
+		if (len == 1 && ((unsigned char) *p < 0x20 || (unsigned char) *p >= 0x7f))
+			*p = '?';
+		p += len;
+	}
+}
+
 RedisStatus
 redis_reply_status(const RedisReply *reply)
 {
 	if (inner(reply)->type != REDIS_REPLY_ERROR)
 		return RSTATUS_OK;
+	redis_clean_text(inner(reply)->str);
 	return classify(inner(reply)->str);
 }
 

@@ -48,6 +48,9 @@ typedef struct RedisConf
 typedef struct RedisClient RedisClient;
 typedef struct RedisReply RedisReply;
 
+/* Host (malloc'd; or the path), port and database of a URL; false where it is none. */
+extern bool redis_url_parts(const char *url, char **host, int *port, int *db);
+
 /* Can this library speak TLS (rediss://)? */
 extern bool redis_has_tls(void);
 
@@ -95,6 +98,12 @@ extern RedisStatus redis_reply_status(const RedisReply *reply);
 
 /* Text of a string, a status or an error; NULL where it is none, or nil. */
 extern const char *redis_reply_text(const RedisReply *reply, size_t *len);
+
+/*
+ * Makes a text fit for a message: what is no UTF-8 and each control character
+ * becomes a question mark.  For all that Redis has said.
+ */
+extern void redis_clean_text(char *text);
 
 /* Value of an integer, also of one written as text; 0 where it is none. */
 extern int64_t redis_reply_integer(const RedisReply *reply);
