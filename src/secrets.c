@@ -11,7 +11,6 @@
  */
 #include "postgres.h"
 
-#include <ctype.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <fcntl.h>
@@ -25,6 +24,7 @@
 
 #include "secrets.h"
 #include "settings.h"
+#include "settings_text.h"
 
 #define SECRETS_MAX_BYTES (64 * 1024)
 
@@ -41,20 +41,6 @@ static bool
 own_key(const char *key)
 {
 	return strncmp(key, "redis_", 6) == 0;
-}
-
-static char *
-trim(char *text)
-{
-	char *end;
-
-	while (isspace((unsigned char) *text))
-		text++;
-	end = text + strlen(text);
-	while (end > text && isspace((unsigned char) end[-1]))
-		end--;
-	*end = '\0';
-	return text;
 }
 
 static void
@@ -93,40 +79,25 @@ parse(const char *text, const char *path, bool own, int elevel)
 
 	for (int lineno = 1; next != NULL; lineno++)
 	{
-		char *line = next;
-		char *equals;
 		char *key;
 		char *value;
 		char *fault;
+		TextLine kind = text_secrets_line(&next, &key, &value);
 
-		next = strchr(line, '\n');
-		if (next != NULL)
-			*next++ = '\0';
-		line = trim(line);
-		if (*line == '\0' || *line == '#')
-			continue;
-		if (*line == '[' && line[strlen(line) - 1] == ']')
+		if (kind == TEXT_LINE_HEADING)
 		{
-			line[strlen(line) - 1] = '\0';
 			in_top = false;
-			in_own = strcmp(trim(line + 1), database) == 0;
-			continue;
+			in_own = strcmp(key, database) == 0;
 		}
-		if (!(own ? in_own : in_top))
+		if (kind == TEXT_LINE_EMPTY || kind == TEXT_LINE_HEADING || !(own ? in_own : in_top))
 			continue;
-
-		equals = strchr(line, '=');
-		if (equals != NULL)
-			*equals = '\0';
-		key = trim(line);
-		if (equals == NULL || *key == '\0' || strchr(key, ' ') != NULL)
+		if (kind == TEXT_LINE_WRONG)
 		{
 			ereport(elevel, (errcode(ERRCODE_CONFIG_FILE_ERROR),
 							 errmsg("line %d of secrets file \"%s\" is ignored", lineno, path),
 							 errhint("Write it as key = value, or begin it with # as a comment.")));
 			continue;
 		}
-		value = trim(equals + 1);
 		if (own_key(key))
 		{
 			if (strcmp(key, "redis_user") == 0 || strcmp(key, "redis_password") == 0 ||

@@ -17,58 +17,16 @@
 #include "redis.h"
 #include "settings.h"
 #include "settings_check.h"
+#include "settings_text.h"
 
-#define TOPIC_MAX   249
-#define GROUP_MAX   255
-#define PREFIX_MAX  200
-#define CHANNEL_MAX (NAMEDATALEN - 1)
-#define YEARS_MAX   1000
+#define GROUP_MAX  255
+#define PREFIX_MAX 200
+#define YEARS_MAX  1000
 
-static bool
-is_blank(char c)
-{
-	return c == ' ' || c == '\t' || c == '\n' || c == '\r';
-}
-
-bool
-next_item(const char **pos, const char **item, size_t *len)
-{
-	const char *start = *pos;
-	const char *end;
-
-	if (start == NULL)
-		return false;
-	end = strchr(start, ',');
-	*pos = end ? end + 1 : NULL;
-	if (end == NULL)
-		end = start + strlen(start);
-	while (start < end && is_blank(*start))
-		start++;
-	while (end > start && is_blank(end[-1]))
-		end--;
-	*item = start;
-	*len = end - start;
-	return true;
-}
-
-static bool
-is_empty(const char *text)
-{
-	while (is_blank(*text))
-		text++;
-	return *text == '\0';
-}
-
-static bool
-has_control(const char *text)
-{
-	for (; *text; text++)
-	{
-		if ((unsigned char) *text < 0x20 || *text == 0x7f)
-			return true;
-	}
-	return false;
-}
+StaticAssertDecl(TEXT_CHANNEL_MAX == NAMEDATALEN - 1, "names of channels");
+StaticAssertDecl(TEXT_START_EARLIEST == SETTING_START_EARLIEST &&
+					 TEXT_START_LATEST == SETTING_START_LATEST,
+				 "where a topic begins");
 
 bool
 parse_duration(const char *text, int64 *us)
@@ -114,11 +72,7 @@ check_duration_or_empty(char **newval, void **extra, GucSource source)
 bool
 check_brokers(char **newval, void **extra, GucSource source)
 {
-	const char *pos = *newval;
-	const char *item;
-	size_t len;
-
-	if (is_empty(*newval))
+	if (text_is_empty(*newval))
 		return true;
 	if (strpbrk(*newval, "@=") != NULL)
 	{
@@ -128,71 +82,37 @@ check_brokers(char **newval, void **extra, GucSource source)
 						  "evstream.secrets_file names.");
 		return false;
 	}
-	while (next_item(&pos, &item, &len))
-	{
-		if (len == 0 || memchr(item, ' ', len) != NULL || memchr(item, ';', len) != NULL)
-		{
-			GUC_check_errdetail("The value must be a comma-separated list of host:port.");
-			return false;
-		}
-	}
-	return true;
-}
-
-static bool
-valid_topic(const char *name, size_t len)
-{
-	if (len == 0 || len > TOPIC_MAX || (len == 1 && name[0] == '.') ||
-		(len == 2 && name[0] == '.' && name[1] == '.'))
-		return false;
-	for (size_t i = 0; i < len; i++)
-	{
-		char c = name[i];
-
-		if (!((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-			  c == '.' || c == '_' || c == '-'))
-			return false;
-	}
-	return true;
+	if (text_is_brokers(*newval))
+		return true;
+	GUC_check_errdetail("The value must be a comma-separated list of host:port.");
+	return false;
 }
 
 bool
 check_topic(char **newval, void **extra, GucSource source)
 {
-	if (valid_topic(*newval, strlen(*newval)))
+	if (text_is_topic(*newval, strlen(*newval)))
 		return true;
 	GUC_check_errdetail("A topic has 1 to %d characters: letters, digits, \".\", \"_\" and \"-\".",
-						TOPIC_MAX);
+						TEXT_TOPIC_MAX);
 	return false;
 }
 
 bool
 check_topics(char **newval, void **extra, GucSource source)
 {
-	const char *pos = *newval;
-	const char *item;
-	size_t len;
-
-	if (is_empty(*newval))
+	if (text_is_topics(*newval))
 		return true;
-	while (next_item(&pos, &item, &len))
-	{
-		if (!valid_topic(item, len))
-		{
-			GUC_check_errdetail(
-				"The value must be a comma-separated list of topics; a topic has 1 to "
-				"%d characters: letters, digits, \".\", \"_\" and \"-\".",
-				TOPIC_MAX);
-			return false;
-		}
-	}
-	return true;
+	GUC_check_errdetail("The value must be a comma-separated list of topics; a topic has 1 to "
+						"%d characters: letters, digits, \".\", \"_\" and \"-\".",
+						TEXT_TOPIC_MAX);
+	return false;
 }
 
 bool
 check_group(char **newval, void **extra, GucSource source)
 {
-	if (strlen(*newval) <= GROUP_MAX && !has_control(*newval))
+	if (strlen(*newval) <= GROUP_MAX && !text_has_control(*newval))
 		return true;
 	GUC_check_errdetail("A group has at most %d bytes and no control characters.", GROUP_MAX);
 	return false;
@@ -203,7 +123,7 @@ check_options(char **newval, void **extra, GucSource source)
 {
 	char *fault;
 
-	if (is_empty(*newval))
+	if (text_is_empty(*newval))
 		return true;
 	fault = kafka_options_check(*newval);
 	if (fault == NULL)
@@ -221,7 +141,7 @@ check_options(char **newval, void **extra, GucSource source)
 bool
 check_prefix(char **newval, void **extra, GucSource source)
 {
-	if (strlen(*newval) <= PREFIX_MAX && !has_control(*newval))
+	if (strlen(*newval) <= PREFIX_MAX && !text_has_control(*newval))
 		return true;
 	GUC_check_errdetail("The prefix has at most %d bytes and no control characters.", PREFIX_MAX);
 	return false;
@@ -230,32 +150,18 @@ check_prefix(char **newval, void **extra, GucSource source)
 bool
 check_channels(char **newval, void **extra, GucSource source)
 {
-	const char *pos = *newval;
-	const char *item;
-	size_t len;
-
-	if (is_empty(*newval))
+	if (text_is_channels(*newval))
 		return true;
-	while (next_item(&pos, &item, &len))
-	{
-		if (len == 0 || len > CHANNEL_MAX)
-		{
-			GUC_check_errdetail(
-				"The value must be a comma-separated list of channels of 1 to %d bytes.",
-				CHANNEL_MAX);
-			return false;
-		}
-	}
-	return true;
+	GUC_check_errdetail("The value must be a comma-separated list of channels of 1 to %d bytes.",
+						TEXT_CHANNEL_MAX);
+	return false;
 }
 
 bool
 check_redis_url(char **newval, void **extra, GucSource source)
 {
 	const char *url = *newval;
-	const char *rest;
-	const char *db;
-	size_t hostlen;
+	const char *fault;
 
 	if (*url == '\0')
 		return true;
@@ -271,21 +177,8 @@ check_redis_url(char **newval, void **extra, GucSource source)
 	}
 	GUC_check_errmsg("invalid value for parameter \"evstream.redis_url\"");
 	GUC_check_errhint("Write it as redis://host:port/db, rediss://host:port/db or unix:///path.");
-	if (has_control(url) || strchr(url, ' ') != NULL)
-	{
-		GUC_check_errdetail("The URL contains a blank or a control character.");
-		return false;
-	}
-	if (strncmp(url, "unix://", 7) == 0)
-	{
-		if (url[7] == '/')
-			return true;
-		GUC_check_errdetail("The path of the socket must be absolute.");
-		return false;
-	}
-	if (strncmp(url, "redis://", 8) == 0)
-		rest = url + 8;
-	else if (strncmp(url, "rediss://", 9) == 0 && !redis_has_tls())
+	fault = text_redis_url(url, redis_has_tls());
+	if (fault == TEXT_NO_TLS)
 	{
 		GUC_check_errcode(ERRCODE_FEATURE_NOT_SUPPORTED);
 		GUC_check_errmsg("this build of evstream has no TLS for Redis");
@@ -293,56 +186,10 @@ check_redis_url(char **newval, void **extra, GucSource source)
 		GUC_check_errhint("Use redis:// or unix://, or build evstream with hiredis 1.0 or later.");
 		return false;
 	}
-	else if (strncmp(url, "rediss://", 9) == 0)
-		rest = url + 9;
-	else
+	if (fault != NULL)
 	{
-		GUC_check_errdetail("The URL must begin with redis://, rediss:// or unix://.");
+		GUC_check_errdetail("%s", fault);
 		return false;
-	}
-
-	db = strchr(rest, '/');
-	hostlen = db ? (size_t) (db - rest) : strlen(rest);
-	if (db != NULL && db[1 + strspn(db + 1, "0123456789")] != '\0')
-	{
-		GUC_check_errdetail("What follows the host must be the number of a database.");
-		return false;
-	}
-	if (hostlen > 0 && *rest == '[')
-	{
-		const char *end = memchr(rest, ']', hostlen);
-
-		if (end == NULL)
-		{
-			GUC_check_errdetail("The host's address has no closing bracket.");
-			return false;
-		}
-		hostlen -= end + 1 - rest;
-		rest = end + 1;
-	}
-	else if (hostlen > 0 && *rest != ':')
-	{
-		const char *colon = memchr(rest, ':', hostlen);
-		size_t skip = colon ? (size_t) (colon - rest) : hostlen;
-
-		rest += skip;
-		hostlen -= skip;
-	}
-	else
-	{
-		GUC_check_errdetail("The host is missing.");
-		return false;
-	}
-	if (hostlen > 0)
-	{
-		size_t digits = strspn(rest + 1, "0123456789");
-		int port = digits > 0 && digits <= 5 ? atoi(rest + 1) : 0;
-
-		if (*rest != ':' || digits + 1 != hostlen || port < 1 || port > 65535)
-		{
-			GUC_check_errdetail("What follows the host's name must be a port.");
-			return false;
-		}
 	}
 	return true;
 }
@@ -350,32 +197,11 @@ check_redis_url(char **newval, void **extra, GucSource source)
 bool
 parse_start(const char *text, int64 *ms)
 {
-	char buf[64];
-	size_t len = strlen(text);
-	int64_t us;
+	int64_t parsed = 0;
 
-	if (pg_strcasecmp(text, "earliest") == 0)
-	{
-		*ms = SETTING_START_EARLIEST;
-		return true;
-	}
-	if (pg_strcasecmp(text, "latest") == 0)
-	{
-		*ms = SETTING_START_LATEST;
-		return true;
-	}
-	if (len < 10 || len > 40)
+	if (!text_start(text, &parsed))
 		return false;
-
-	/* Also as PostgreSQL writes it: a date alone, an offset of hours alone. */
-	strcpy(buf, text);
-	if (len == 10)
-		strcat(buf, "T00:00:00Z");
-	else if ((buf[len - 3] == '+' || buf[len - 3] == '-') && len > 16)
-		strcat(buf, ":00");
-	if (!event_parse_time(buf, strlen(buf), &us) || us < 0)
-		return false;
-	*ms = us / 1000;
+	*ms = parsed;
 	return true;
 }
 

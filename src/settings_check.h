@@ -15,6 +15,8 @@
 
 #include "utils/guc.h"
 
+#include "settings_text.h"
+
 extern bool check_brokers(char **newval, void **extra, GucSource source);
 extern bool check_channels(char **newval, void **extra, GucSource source);
 extern bool check_duration(char **newval, void **extra, GucSource source);
@@ -34,11 +36,5 @@ extern bool parse_duration(const char *text, int64 *us);
 
 /* SETTING_START_*, or milliseconds since 1970; false if it is neither. */
 extern bool parse_start(const char *text, int64 *ms);
-
-/*
- * The next item of a comma-separated text, without the blanks around it, from
- * *pos on; false behind the last.  *len may be 0.
- */
-extern bool next_item(const char **pos, const char **item, size_t *len);
 
 #endif /* EVSTREAM_SETTINGS_CHECK_H */
