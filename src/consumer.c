@@ -159,6 +159,19 @@ is_fault_of_record(int sqlerrcode)
 		   ERRCODE_TO_CATEGORY(sqlerrcode) == ERRCODE_PROGRAM_LIMIT_EXCEEDED;
 }
 
+/*
+ * What PostgreSQL says of one datum that would take more than a gigabyte, as 64 MB
+ * of JSON with some ten millions of elements do: never translated.
+ */
+static bool
+is_beyond_memory(int sqlerrcode)
+{
+	static const char text[] = "invalid memory alloc request size";
+
+	return sqlerrcode == ERRCODE_INTERNAL_ERROR &&
+		   strncmp(worker_last_error(), text, strlen(text)) == 0;
+}
+
 static bool store_range(BatchRecord *records, int nrecords, BatchHeaders headers, WorkerUnit extra,
 						void *extra_arg);
 
@@ -241,8 +254,9 @@ store_range(BatchRecord *records, int nrecords, BatchHeaders headers, WorkerUnit
 			return store_range(records, half, headers, extra, extra_arg) &&
 				   store_range(records + half, nrecords - half, headers, extra, extra_arg);
 		}
-		if (nrecords == 1 && tries >= TRIES_ALONE && is_fault_of_record(sqlerrcode) &&
-			records[0].condemned == EVENT_OK)
+		if (nrecords == 1 && records[0].condemned == EVENT_OK &&
+			((tries >= TRIES_ALONE && is_fault_of_record(sqlerrcode)) ||
+			 is_beyond_memory(sqlerrcode)))
 		{
 			records[0].condemned = EVENT_BAD_PROPERTIES;
 			records[0].condemned_detail =
