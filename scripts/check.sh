@@ -6,7 +6,8 @@
 #
 #   test/*_test.c       unit tests in C, with sanitizers, printing TAP; X_test.c is
 #                       built with those src/X*.c that include no server header
-#   test/*_fuzz.c       fuzz targets, built likewise and run once on each file of test/corpus
+#   test/X_fuzz.c       fuzz targets, built likewise or with what they name, and run once
+#                       on each file of test/corpus/X
 #   bench/*_test.sh     tests of the tools, printing TAP
 #   sql/*.sql           pg_regress, in the order of sql/schedule or else by name; with
 #                       NAME, sql/setup.sql comes before it, where there is one
@@ -145,20 +146,17 @@ test_env()
 
 # --- the kinds of parts; each prints to its log ------------------------------
 
-build_unit() # NAME ROOM [FILE...]: test/NAME.c with src/ROOM*.c, with sanitizers
+build_unit() # NAME [FILE...]: test/NAME.c with what it says or src/X*.c, with sanitizers
 {
-	local sources
-	# Only what needs no server can be tested alone.
-	sources=$(grep -L '"postgres.h"' src/"$2"*.c)
-	# shellcheck disable=SC2086
-	gcc -std=gnu99 -g -O1 -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers -Wno-sign-compare \
+	# shellcheck disable=SC2046
+	gcc -std=gnu99 -D_GNU_SOURCE -g -O1 -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers -Wno-sign-compare \
 		-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer \
-		-Isrc -o "$TMP/$1" "test/$1.c" "${@:3}" $sources -lm
+		-Isrc -o "$TMP/$1" "test/$1.c" "${@:2}" $(test_sources "$1") $(test_libraries "$1") -lm
 }
 
 run_unit()
 {
-	build_unit "$1" "${1%_test}" || return
+	build_unit "$1" || return
 	cd "$TMP/tree"
 	test_env "$1" timeout "$LIMIT" "$TMP/$1"
 }
@@ -180,10 +178,10 @@ run_fuzz()
 		return file == NULL || LLVMFuzzerTestOneInput(data, fread(data, 1, sizeof(data), file)) != 0;
 	}
 	END
-	build_unit "$1" "${1%_fuzz}" "$TMP/$1.main.c" || return
-	for f in test/corpus/*; do
+	build_unit "$1" "$TMP/$1.main.c" || return
+	for f in test/corpus/"${1%_fuzz}"/*; do
 		n=$((n + 1)) word=ok
-		timeout 60 "$TMP/$1" "$f" || word='not ok'
+		ASAN_OPTIONS=allocator_may_return_null=1 timeout 60 "$TMP/$1" "$f" || word='not ok'
 		echo "$word $n - ${f##*/}"
 	done
 	echo "1..$n"

@@ -3,7 +3,7 @@
 # Installs, by apt, the Debian packages that the named groups need and that are
 # missing; does nothing, quickly, where all is there.
 #
-# usage: deps.sh [build] [test] [kafka] [redis] [clients] [format] [roots]
+# usage: deps.sh [build] [test] [kafka] [redis] [clients] [fuzz] [format] [roots]
 
 set -euo pipefail
 
@@ -64,6 +64,8 @@ for group; do
 			need python3 command -v python3 ;;
 		clients)
 			need nodejs command -v node ;;
+		fuzz)
+			need clang command -v clang ;;
 		format)
 			need clang-format command -v clang-format ;;
 		roots)

@@ -42,6 +42,20 @@ private_install() # DIR [TREE]
 	BINDIR=$dir$($PG_CONFIG --bindir)
 }
 
+# What test/NAME.c is built with: as it says ("built with: FILES; libraries: -l..."), or
+# those src/X*.c that include no server header, where NAME is X_something.
+test_sources()
+{
+	local files
+	files=$(sed -n 's/^.*built with: *\([^;]*\);.*/\1/p' "$REPO/test/$1.c" | head -n 1)
+	# shellcheck disable=SC2086
+	(cd "$REPO" && grep -L '"postgres.h"' ${files:-src/${1%_*}*.c})
+}
+test_libraries()
+{
+	sed -n 's/^.*built with: .*; libraries: *//p' "$REPO/test/$1.c" | head -n 1
+}
+
 # A copy DIR of the private installation FROM, with the library built once more with
 # further flags. Sets VARIANT_BINDIR. The build's output goes to DIR.log.
 variant_install() # DIR FROM FLAGS [MAKE'S ARGUMENTS...]

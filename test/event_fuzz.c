@@ -3,35 +3,15 @@
  * event_fuzz.c
  *	  libFuzzer's way into the event parser.
  *
- * clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all
- *	  -DARENA_FIRST_CHUNK=1 -DARENA_LARGEST_CHUNK=1 test/event_fuzz.c
- *	  src/event.c src/event_arena.c src/event_format.c src/event_json.c
- *	  src/event_value.c
- *
  * Beyond what the sanitizers see: columns keep to the contract's rules, and an
  * event as evstream writes it parses to the same columns again.
  *
  *-------------------------------------------------------------------------
  */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "../src/event.h"
+#include "fuzz.h"
 
 #define TRACE "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-
-extern int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void
-require(bool good, const char *rule)
-{
-	if (!good)
-	{
-		fprintf(stderr, "broken: %s\n", rule);
-		abort();
-	}
-}
 
 static bool
 same(EventText a, EventText b)
