@@ -318,6 +318,61 @@ BEGIN
 END
 $$;
 
+-- A schema that was made for the extension may be open to others, whose objects
+-- could lie in wait between the tables.
+DO $$
+DECLARE
+	grantee oid;
+BEGIN
+	FOR grantee IN
+		SELECT a.grantee FROM pg_namespace n CROSS JOIN aclexplode(n.nspacl) a
+		WHERE n.nspname = 'evstream' AND a.privilege_type = 'CREATE' AND a.grantee <> n.nspowner
+	LOOP
+		EXECUTE format('REVOKE CREATE ON SCHEMA evstream FROM %s CASCADE', CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE grantee::regrole::text END);
+	END LOOP;
+END
+$$;
+
+-- USAGE of the schema goes with the last privilege where nothing else is in it.
+CREATE OR REPLACE FUNCTION @extschema@.evstream_revoke(role regrole, privilege text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	item record;
+	extension record;
+BEGIN
+	PERFORM evstream.check_privilege(role, privilege);
+	FOR item IN
+		SELECT o.kind, o.object FROM evstream.privilege_objects(privilege) o
+		-- what another privilege of the role opens too stays
+		WHERE NOT EXISTS (
+			SELECT FROM unnest(ARRAY['track', 'read', 'subscribe', 'operate']) other (name)
+			WHERE other.name <> evstream_revoke.privilege
+				AND evstream.holds_privilege(evstream_revoke.role, other.name)
+				AND (o.kind, o.object) IN (SELECT p.kind, p.object FROM evstream.privilege_objects(other.name) p))
+	LOOP
+		EXECUTE format('REVOKE %s %s FROM %s', item.kind, item.object, role);
+	END LOOP;
+
+	SELECT x.oid, x.extnamespace, n.nspname INTO STRICT extension
+		FROM pg_extension x JOIN pg_namespace n ON n.oid = x.extnamespace WHERE x.extname = 'evstream';
+	IF NOT EXISTS (
+		SELECT FROM (
+			SELECT 'pg_proc'::regclass AS classid, p.oid AS objid, p.proacl AS acl FROM pg_proc p WHERE p.pronamespace = extension.extnamespace
+			UNION ALL
+			SELECT 'pg_class'::regclass, c.oid, c.relacl FROM pg_class c
+			WHERE c.relnamespace = extension.extnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND NOT c.relispartition
+		) o
+		WHERE EXISTS (SELECT FROM aclexplode(o.acl) a WHERE a.grantee = evstream_revoke.role)
+			OR NOT EXISTS (SELECT FROM pg_depend d
+				WHERE d.classid = o.classid AND d.objid = o.objid AND d.deptype = 'e'
+					AND d.refclassid = 'pg_extension'::regclass AND d.refobjid = extension.oid))
+	THEN
+		EXECUTE format('REVOKE USAGE ON SCHEMA %I FROM %s', extension.nspname, role);
+	END IF;
+END
+$$;
+
 -- ---------------------------------------------------------------------------
 -- Rights; to stay the last section
 -- ---------------------------------------------------------------------------

@@ -250,9 +250,6 @@ look_at_statement(Node *parsetree)
 {
 	switch (nodeTag(parsetree))
 	{
-		case T_CreateExtensionStmt:
-			pending_look = true;
-			break;
 		case T_AlterExtensionStmt:
 			if (names_evstream(((AlterExtensionStmt *) parsetree)->extname))
 				hold_own_database();
@@ -270,6 +267,11 @@ look_at_statement(Node *parsetree)
 			break;
 		case T_DropOwnedStmt:
 			hold_own_database();
+			break;
+		case T_ReassignOwnedStmt:
+			/* the workers work with the rights of the extension's owner */
+			if (OidIsValid(get_extension_oid("evstream", true)) && superuser())
+				pending_restart = true;
 			break;
 		case T_RenameStmt:
 		{
@@ -311,12 +313,32 @@ look_at_statement(Node *parsetree)
 	watch_transaction();
 }
 
+/*
+ * CREATE EXTENSION is for everybody where it does nothing, and may bring evstream
+ * by CASCADE: so only what it has brought counts.
+ */
+static void
+after_create_extension(Oid before)
+{
+	Oid now = get_extension_oid("evstream", true);
+
+	if (OidIsValid(now) && now != before)
+	{
+		pending_look = true;
+		watch_transaction();
+	}
+}
+
 static void
 process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 				ProcessUtilityContext context, ParamListInfo params, QueryEnvironment *environment,
 				DestReceiver *dest, QueryCompletion *completion)
 {
-	if (status_available() && IsTransactionState() && !RecoveryInProgress())
+	bool concerned = status_available() && IsTransactionState() && !RecoveryInProgress();
+	bool creates = concerned && IsA(pstmt->utilityStmt, CreateExtensionStmt);
+	Oid before = creates ? get_extension_oid("evstream", true) : InvalidOid;
+
+	if (concerned)
 		look_at_statement(pstmt->utilityStmt);
 
 	if (prev_process_utility)
@@ -325,6 +347,8 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 	else
 		standard_ProcessUtility(pstmt, query, read_only_tree, context, params, environment, dest,
 								completion);
+	if (creates)
+		after_create_extension(before);
 }
 
 void

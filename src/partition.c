@@ -203,6 +203,13 @@ give_to_owner(const char *name, const char *parent)
 			   quote_identifier(GetUserNameFromId(owner, false)));
 }
 
+/* Whatever the default privileges are, as for its parent. */
+static void
+close_to_public(const char *name)
+{
+	define("REVOKE ALL ON evstream.%s FROM PUBLIC", name);
+}
+
 /* Makes a leaf and attaches it; the caller has the parent's lock. */
 static void
 make_leaf(const Parent *parent, const char *name)
@@ -223,6 +230,7 @@ make_leaf(const Parent *parent, const char *name)
 			   " WITH (pages_per_range = 512, autosummarize = on)",
 			   name, parent->brin);
 	give_to_owner(name, parent->name);
+	close_to_public(name);
 	attach(parent, name, bounds);
 }
 
@@ -264,6 +272,7 @@ partition_make_ids(int32 segment_id)
 	define("CREATE TABLE evstream.%s (LIKE evstream.ids)", name);
 	define("CREATE UNIQUE INDEX %s_event_id_idx ON evstream.%s (event_id)", name, name);
 	give_to_owner(name, "ids");
+	close_to_public(name);
 	define("ALTER TABLE evstream.ids ATTACH PARTITION evstream.%s FOR VALUES IN (%d)", name,
 		   segment_id);
 }
@@ -371,6 +380,9 @@ partition_adopt_next(const char *after, char name[NAMEDATALEN])
 			"SELECT c.relname FROM pg_catalog.pg_class c"
 			" WHERE c.relnamespace = 'evstream'::regnamespace"
 			" AND c.relkind = 'r' AND NOT c.relispartition"
+			/* one of somebody else's could have triggers that lie in wait */
+			" AND c.relowner IN (SELECT p.relowner FROM pg_catalog.pg_class p WHERE p.oid = 'evstream.events'::regclass"
+			"  UNION SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolsuper)"
 			" AND c.relname ~ '^(events_[0-9]{8}|daily_(counts|items)_[0-9]{6}|ids_[0-9]{1,9})$'"
 			" AND c.relname > $1::name"
 			" ORDER BY c.relname",

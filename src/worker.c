@@ -52,6 +52,7 @@ static char *fingerprint;
 static char self_name[64]; /* "evstream consumer 0" */
 static char database_name[NAMEDATALEN];
 static const char *current_unit = NULL;
+static Oid owner; /* of the extension, when this worker began */
 static ErrorContextCallback error_callback;
 
 static char last_error[ERROR_SIZE];
@@ -89,11 +90,12 @@ error_context(void *arg)
 		errcontext("%s of database \"%s\"", self_name, database_name);
 }
 
-Oid
-worker_extension_schema(Oid extension)
+/* Copies the extension's row; false: there is none. */
+static bool
+read_extension(Oid extension, FormData_pg_extension *form)
 {
 	Relation rel = table_open(ExtensionRelationId, AccessShareLock);
-	Oid schema = InvalidOid;
+	bool found;
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple tuple;
@@ -102,11 +104,20 @@ worker_extension_schema(Oid extension)
 				ObjectIdGetDatum(extension));
 	scan = systable_beginscan(rel, ExtensionOidIndexId, true, NULL, 1, &key);
 	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-		schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+	found = HeapTupleIsValid(tuple);
+	if (found)
+		memcpy(form, GETSTRUCT(tuple), sizeof(*form));
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
-	return schema;
+	return found;
+}
+
+Oid
+worker_extension_schema(Oid extension)
+{
+	FormData_pg_extension form;
+
+	return read_extension(extension, &form) ? form.extnamespace : InvalidOid;
 }
 
 /*
@@ -116,16 +127,19 @@ worker_extension_schema(Oid extension)
 static void
 find_extension(void)
 {
+	FormData_pg_extension form;
+
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	strlcpy(database_name, setting_database_name(), sizeof(database_name));
 	worker_self.extension = get_extension_oid("evstream", true);
-	if (OidIsValid(worker_self.extension))
+	if (OidIsValid(worker_self.extension) && read_extension(worker_self.extension, &form))
 	{
-		char *schema = get_namespace_name(worker_extension_schema(worker_self.extension));
+		char *schema = get_namespace_name(form.extnamespace);
 
 		if (schema != NULL)
 			worker_self.schema = MemoryContextStrdup(TopMemoryContext, quote_identifier(schema));
+		owner = form.extowner;
 	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();
@@ -313,6 +327,8 @@ worker_run(const char *what, WorkerUnit unit, void *arg, int *sqlerrcode)
 	MemoryContext caller = CurrentMemoryContext;
 	volatile bool done = false;
 	volatile bool extension_gone = false;
+	Oid session_user;
+	int context;
 
 	Assert(!IsTransactionState());
 	worker_check();
@@ -325,6 +341,15 @@ worker_run(const char *what, WorkerUnit unit, void *arg, int *sqlerrcode)
 	{
 		SetCurrentStatementStartTimestamp();
 		StartTransactionCommand();
+
+		/*
+		 * With the rights of the extension's owner, up to and with the commit, at
+		 * which deferred triggers run: whoever owns the tables, and is no
+		 * superuser, must not become one by a trigger or a default on them.  An
+		 * error's rollback sets it back.
+		 */
+		GetUserIdAndSecContext(&session_user, &context);
+		SetUserIdAndSecContext(owner, context | SECURITY_LOCAL_USERID_CHANGE);
 		pgstat_report_activity(STATE_RUNNING, what);
 		if (SPI_connect() != SPI_OK_CONNECT)
 			elog(ERROR, "SPI_connect failed");
@@ -342,6 +367,7 @@ worker_run(const char *what, WorkerUnit unit, void *arg, int *sqlerrcode)
 		SPI_finish();
 		PopActiveSnapshot();
 		CommitTransactionCommand();
+		SetUserIdAndSecContext(session_user, context);
 		done = true;
 	}
 	PG_CATCH();

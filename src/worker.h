@@ -33,7 +33,7 @@ extern WorkerSelf worker_self;
  * handlers, takes the slot, connects to the database, locks session settings
  * (search_path = pg_catalog, pg_temp; synchronous_commit = off; statement_timeout,
  * idle timeouts, transaction_timeout = 0; default_transaction_read_only = off;
- * default isolation read committed; lock_timeout 500 ms; row_security on; jit off),
+ * default isolation read committed; lock_timeout 500 ms; row_security on; jit off; no role),
  * sets the error context and waits until the extension's creation has committed.  Ends the
  * process quietly when there is no extension.
  */
@@ -58,7 +58,7 @@ typedef void (*WorkerUnit)(void *arg);
 
 /*
  * Runs a unit of work in a transaction of its own, with SPI connected and an
- * active snapshot: locks the extension's row and checks that it is the same
+ * active snapshot, with the rights of the extension's owner: locks the extension's row and checks that it is the same
  * one (else ends the process quietly), runs unit, commits.  Returns true if it
  * has committed.  On an error: rolls back, logs it (a repeated one only once
  * in a while), counts it in the slot, gives its SQLSTATE in *sqlerrcode (may
