@@ -50,6 +50,7 @@ typedef struct KafkaConf
 								 * kafka_options_check() */
 	const KafkaPair *secrets; /* from the secrets file */
 	int nsecrets;
+	const char *secrets_fault; /* no client is to be made, for this reason; or NULL */
 	size_t max_event_bytes;
 	size_t queue_bytes;  /* most bytes held by librdkafka; 0 = 64 MB */
 	bool single_records; /* producer: each record is a batch of its own,

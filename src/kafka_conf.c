@@ -155,7 +155,7 @@ value_has_password(const char *value)
 	return false;
 }
 
-/* Would librdkafka take it?  NULL, or a text that has the value only if asked to. */
+/* Would librdkafka take it?  NULL, or a text that repeats what it was given only if asked to. */
 static char *
 try_set(const char *key, const char *value, bool repeat)
 {
@@ -167,6 +167,9 @@ try_set(const char *key, const char *value, bool repeat)
 	rd_kafka_conf_destroy(scratch);
 	if (res == RD_KAFKA_CONF_OK)
 		return NULL;
+	/* in the secrets file it may be a part of a key or a password */
+	if (res == RD_KAFKA_CONF_UNKNOWN && !repeat)
+		return message("It names no librdkafka property.");
 	if (res == RD_KAFKA_CONF_UNKNOWN)
 		return message("there is no librdkafka property \"%.100s\"", key);
 	if (!repeat)
@@ -310,6 +313,9 @@ typedef struct Scan
 {
 	rd_kafka_conf_t *target; /* NULL: look for SCRAM only */
 	bool scram;
+	char protocol[32]; /* security.protocol, or "" */
+	char sasl[64];     /* a property that only SASL has a use for, or "" */
+	char ssl[64];      /* ... TLS */
 } Scan;
 
 static char *
@@ -321,6 +327,12 @@ apply_each(const char *key, const char *value, void *arg)
 
 	if ((strcmp(key, "sasl.mechanism") == 0 || strcmp(key, "sasl.mechanisms") == 0))
 		scan->scram = strncasecmp(value, "SCRAM-", 6) == 0;
+	if (strcmp(key, "security.protocol") == 0)
+		snprintf(scan->protocol, sizeof(scan->protocol), "%s", value);
+	else if (strncmp(key, "sasl.", 5) == 0)
+		snprintf(scan->sasl, sizeof(scan->sasl), "%s", key);
+	else if (strncmp(key, "ssl.", 4) == 0)
+		snprintf(scan->ssl, sizeof(scan->ssl), "%s", key);
 	if (scan->target == NULL)
 		return NULL;
 	error = check_owned(key);
@@ -344,10 +356,30 @@ apply_user(const KafkaConf *conf, Scan *scan)
 	return error;
 }
 
+/*
+ * Whoever names a user or a CA means that they are used: without the protocol
+ * librdkafka would go on in the clear, and as nobody.
+ */
+static char *
+check_protocol(const Scan *scan)
+{
+	bool sasl = strncasecmp(scan->protocol, "sasl_", 5) == 0;
+	bool ssl =
+		strcasecmp(scan->protocol, "ssl") == 0 || strcasecmp(scan->protocol, "sasl_ssl") == 0;
+
+	if ((scan->sasl[0] == '\0' || sasl) && (scan->ssl[0] == '\0' || ssl))
+		return NULL;
+	return message("librdkafka property \"%s\" is of no effect, as \"security.protocol\" is %s: it "
+				   "has to be \"%s\"",
+				   scan->sasl[0] != '\0' && !sasl ? scan->sasl : scan->ssl,
+				   scan->protocol[0] != '\0' ? scan->protocol : "not given",
+				   scan->sasl[0] != '\0' ? "sasl_ssl" : "ssl");
+}
+
 const char *
 kafka_version_warning(const KafkaConf *conf)
 {
-	Scan scan = {NULL, false};
+	Scan scan = {0};
 
 	if (rd_kafka_version() >= 0x020601ff)
 		return NULL;
@@ -373,6 +405,8 @@ static const Setting common_defaults[] = {
 	{"socket.timeout.ms", "20000"},
 	{"socket.keepalive.enable", "true"},
 	{"socket.nagle.disable", "true"},
+	/* the default since 2.0 */
+	{"ssl.endpoint.identification.algorithm", "https"},
 };
 
 static const Setting consumer_defaults[] = {
@@ -470,7 +504,7 @@ rd_kafka_conf_t *
 kafka_conf_make(const KafkaConf *conf, bool producer, char *error)
 {
 	rd_kafka_conf_t *target = rd_kafka_conf_new();
-	Scan scan = {target, false};
+	Scan scan = {.target = target};
 	char *text;
 
 	SET_ALL(target, common_defaults);
@@ -481,7 +515,14 @@ kafka_conf_make(const KafkaConf *conf, bool producer, char *error)
 	if (!set_sizes(target, conf, producer, error))
 		goto failed;
 
+	if (conf->secrets_fault != NULL)
+	{
+		snprintf(error, KAFKA_ERROR_SIZE, "%s", conf->secrets_fault);
+		goto failed;
+	}
 	text = apply_user(conf, &scan);
+	if (text == NULL)
+		text = check_protocol(&scan);
 	if (text != NULL)
 	{
 		snprintf(error, KAFKA_ERROR_SIZE, "%s", text);

@@ -201,6 +201,11 @@ link_connect(void)
 
 	if (notifier.client != NULL)
 		return true;
+	if (setting_redis_fault() != NULL)
+	{
+		(void) fault(RSTATUS_CONFIG, setting_redis_fault());
+		return false;
+	}
 	conf.url = setting_redis_url;
 	conf.user = setting_secret("redis_user");
 	conf.password = setting_secret("redis_password");

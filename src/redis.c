@@ -188,6 +188,23 @@ fail(RedisClient *client, RedisStatus status, const char *format, ...)
 	return status;
 }
 
+/*
+ * An answer to AUTH may repeat it, or as much as fits, where Redis does not know
+ * the command or has another name for it.
+ */
+static void
+scrub(RedisClient *client)
+{
+	static const char arguments[] = "with args beginning with";
+	char *found = strstr(client->error, arguments);
+
+	if (found != NULL)
+		snprintf(found, sizeof(client->error) - (found - client->error), "which it does not know");
+	while (client->password != NULL && client->password[0] != '\0' &&
+		   (found = strstr(client->error, client->password)) != NULL)
+		*found = '\0';
+}
+
 static RedisStatus
 fail_as_context(RedisClient *client)
 {
@@ -325,10 +342,12 @@ queue(RedisClient *client, int argc, const char **argv)
 static bool
 queue_greetings(RedisClient *client)
 {
-	if (client->password != NULL)
+	/* a user without a password is not to become the default one */
+	if (client->password != NULL || client->user != NULL)
 	{
-		const char *with_user[] = {"AUTH", client->user, client->password};
-		const char *without[] = {"AUTH", client->password};
+		const char *password = client->password ? client->password : "";
+		const char *with_user[] = {"AUTH", client->user, password};
+		const char *without[] = {"AUTH", password};
 
 		if (!(client->user ? queue(client, 3, with_user) : queue(client, 2, without)))
 			return false;
@@ -686,7 +705,10 @@ redis_advance(RedisClient *client)
 		client->greetings--;
 		status = redis_reply_status(reply);
 		if (status != RSTATUS_OK)
+		{
 			(void) fail(client, status, "%s", redis_reply_text(reply, NULL));
+			scrub(client);
+		}
 		redis_reply_free(reply);
 		if (status != RSTATUS_OK)
 			return status;

@@ -5,7 +5,9 @@
  *
  * Lines are "key = value"; those under a [database] heading are for that
  * database and go before those at the top.  Nothing of the file gets into a
- * message, a view or a setting.
+ * message, a view or a setting.  A file that is refused, or a line that is no
+ * good, is a fault that keeps the clients from connecting: without what was
+ * meant they might go on as another user, or without encryption.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,7 +15,6 @@
 
 #include <fcntl.h>
 #include <stdlib.h>
-#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -35,6 +36,11 @@ static int nown;               /* the first of them: from this database's sectio
 static KafkaPair *kafka_pairs; /* those for librdkafka */
 static int nkafka_pairs;
 static uint64 content_hash;
+
+/* Why Redis, or Kafka, cannot be used; "": it can. */
+#define FAULT_SIZE 256
+static char redis_fault[FAULT_SIZE];
+static char kafka_fault[FAULT_SIZE];
 
 /* Is it one of evstream's own keys, and not librdkafka's? */
 static bool
@@ -62,6 +68,39 @@ add_pair(const char *key, const char *value, bool own_section)
 	}
 	pairs[i].key = pstrdup(key);
 	pairs[i].value = pstrdup(value);
+}
+
+static void
+set_fault(char *fault, const char *path, const char *why)
+{
+	if (fault[0] == '\0')
+		snprintf(fault, FAULT_SIZE, "secrets file \"%.150s\" is not used: %s", path, why);
+}
+
+/* A line that is no good; detail is of the given kind, or NULL. */
+static void
+bad_line(const char *path, int lineno, bool redis, bool kafka, const char *detail, int elevel)
+{
+	char why[64];
+
+	snprintf(why, sizeof(why), "line %d is no good", lineno);
+	if (redis)
+		set_fault(redis_fault, path, why);
+	if (kafka)
+		set_fault(kafka_fault, path, why);
+	ereport(elevel,
+			(errcode(ERRCODE_CONFIG_FILE_ERROR),
+			 errmsg("line %d of secrets file \"%s\" is no good", lineno, path),
+			 detail != NULL ? errdetail_internal("%s", detail) : 0,
+			 errhint("Write it as key = value, or begin it with # as a comment. Nothing connects "
+					 "to what it may be about until then.")));
+}
+
+static void
+refuse_file(const char *path, const char *why)
+{
+	set_fault(redis_fault, path, why);
+	set_fault(kafka_fault, path, why);
 }
 
 /*
@@ -93,9 +132,7 @@ parse(const char *text, const char *path, bool own, int elevel)
 			continue;
 		if (kind == TEXT_LINE_WRONG)
 		{
-			ereport(elevel, (errcode(ERRCODE_CONFIG_FILE_ERROR),
-							 errmsg("line %d of secrets file \"%s\" is ignored", lineno, path),
-							 errhint("Write it as key = value, or begin it with # as a comment.")));
+			bad_line(path, lineno, true, true, NULL, elevel);
 			continue;
 		}
 		if (own_key(key))
@@ -104,19 +141,16 @@ parse(const char *text, const char *path, bool own, int elevel)
 				strcmp(key, "redis_ca") == 0)
 				add_pair(key, value, own);
 			else
-				ereport(elevel,
-						(errcode(ERRCODE_CONFIG_FILE_ERROR),
-						 errmsg("line %d of secrets file \"%s\" is ignored", lineno, path),
-						 errdetail("Of the keys that begin with \"redis_\" there are "
-								   "\"redis_user\", \"redis_password\" and \"redis_ca\".")));
+				bad_line(path, lineno, true, false,
+						 "Of the keys that begin with \"redis_\" there are \"redis_user\", "
+						 "\"redis_password\" and \"redis_ca\".",
+						 elevel);
 			continue;
 		}
 		fault = kafka_secret_check(key, value);
 		if (fault != NULL)
 		{
-			ereport(elevel, (errcode(ERRCODE_CONFIG_FILE_ERROR),
-							 errmsg("line %d of secrets file \"%s\" is ignored", lineno, path),
-							 errdetail_internal("%s", fault)));
+			bad_line(path, lineno, false, true, fault, elevel);
 			free(fault);
 			continue;
 		}
@@ -136,24 +170,30 @@ read_file(const char *path, int elevel)
 
 	if (fd < 0)
 	{
-		if (errno != ENOENT)
+		/* the default one need not be there */
+		if (errno != ENOENT || strcmp(path, SETTING_SECRETS_FILE) != 0)
+		{
+			refuse_file(path, "it cannot be opened");
 			ereport(elevel, (errcode_for_file_access(),
 							 errmsg("could not open secrets file \"%s\": %m", path)));
+		}
 		return NULL;
 	}
 	if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_size > SECRETS_MAX_BYTES)
 	{
 		CloseTransientFile(fd);
+		refuse_file(path, "it is no regular file, or too large");
 		ereport(elevel,
-				(errcode(ERRCODE_CONFIG_FILE_ERROR), errmsg("secrets file \"%s\" is ignored", path),
+				(errcode(ERRCODE_CONFIG_FILE_ERROR), errmsg("secrets file \"%s\" is refused", path),
 				 errdetail("It is not a regular file of at most %d bytes.", SECRETS_MAX_BYTES)));
 		return NULL;
 	}
 	if (st.st_uid != geteuid() || (st.st_mode & (S_IRWXG | S_IRWXO)) != 0)
 	{
 		CloseTransientFile(fd);
+		refuse_file(path, "others may have rights on it");
 		ereport(elevel,
-				(errcode(ERRCODE_CONFIG_FILE_ERROR), errmsg("secrets file \"%s\" is ignored", path),
+				(errcode(ERRCODE_CONFIG_FILE_ERROR), errmsg("secrets file \"%s\" is refused", path),
 				 errdetail("It must belong to the server's user, and nobody else may have "
 						   "rights on it."),
 				 errhint("Run chown and chmod 600 on it, then reload the configuration.")));
@@ -165,7 +205,10 @@ read_file(const char *path, int elevel)
 		int n = read(fd, text + done, st.st_size - done);
 
 		if (n <= 0)
+		{
+			refuse_file(path, "it cannot be read");
 			break;
+		}
 		done += n;
 	}
 	text[done] = '\0';
@@ -187,6 +230,7 @@ setting_secrets_load(int elevel)
 	npairs = nown = nkafka_pairs = 0;
 	pairs = palloc(sizeof(KafkaPair));
 	content_hash = 0;
+	redis_fault[0] = kafka_fault[0] = '\0';
 
 	text = setting_secrets_file[0] ? read_file(setting_secrets_file, elevel) : NULL;
 	if (text != NULL)
@@ -210,6 +254,13 @@ setting_secrets_load(int elevel)
 		if (!own_key(pairs[i].key))
 			kafka_pairs[nkafka_pairs++] = pairs[i];
 	}
+	/* what was no good and is mended starts the workers again */
+	content_hash =
+		hash_combine64(content_hash, hash_bytes_extended((const unsigned char *) redis_fault,
+														 strlen(redis_fault), 2));
+	content_hash =
+		hash_combine64(content_hash, hash_bytes_extended((const unsigned char *) kafka_fault,
+														 strlen(kafka_fault), 3));
 	MemoryContextSwitchTo(old);
 }
 
@@ -224,6 +275,22 @@ setting_secret(const char *key)
 			return pairs[i].value;
 	}
 	return NULL;
+}
+
+const char *
+setting_redis_fault(void)
+{
+	if (secrets_context == NULL)
+		setting_secrets_load(DEBUG1);
+	return redis_fault[0] != '\0' ? redis_fault : NULL;
+}
+
+const char *
+secrets_kafka_fault(void)
+{
+	if (secrets_context == NULL)
+		setting_secrets_load(DEBUG1);
+	return kafka_fault[0] != '\0' ? kafka_fault : NULL;
 }
 
 const KafkaPair *

@@ -18,6 +18,9 @@
  */
 extern const KafkaPair *secrets_kafka(int *count);
 
+/* Why no client of Kafka is to be made with them, or NULL; lives as long. */
+extern const char *secrets_kafka_fault(void);
+
 /* A hash of what this database takes from the file. */
 extern uint64 secrets_hash(void);
 

@@ -139,7 +139,7 @@ settings_define(void)
 				  "Redis, as redis://host:port/db, rediss:// or unix://; if empty, no fan-out.");
 	define_string("evstream.retention", &setting_retention, "30 days", check_duration,
 				  "Stored events received longer ago than this are dropped.");
-	define_string("evstream.secrets_file", &setting_secrets_file, "evstream.secrets", NULL,
+	define_string("evstream.secrets_file", &setting_secrets_file, SETTING_SECRETS_FILE, NULL,
 				  "File with users and passwords, relative to the data directory.");
 	define_string("evstream.stats_retention", &setting_stats_retention, "", check_duration_or_empty,
 				  "Stats of days longer ago than this are dropped; if empty, they are kept.");
@@ -262,6 +262,7 @@ setting_kafka_conf(KafkaConf *conf, const char *client_id)
 	conf->client_id = pstrdup(client_id);
 	conf->options = setting_kafka_options;
 	conf->secrets = secrets_kafka(&conf->nsecrets);
+	conf->secrets_fault = secrets_kafka_fault();
 	conf->max_event_bytes = setting_max_event_bytes;
 	conf->queue_bytes = DEFAULT_QUEUE_BYTES;
 }

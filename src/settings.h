@@ -17,6 +17,9 @@
 
 #include "kafka.h"
 
+/* The default of secrets_file, in the data directory. */
+#define SETTING_SECRETS_FILE "evstream.secrets"
+
 #define SETTING_MAX_EVENT_BYTES_LIMIT (64 * 1024 * 1024)
 
 extern int setting_batch_size;
@@ -96,7 +99,9 @@ extern char *setting_fingerprint(void);
 
 /*
  * Reads the secrets file (again).  A file that is refused, or a bad line, is
- * logged at elevel, without repeating anything of it, and then counts as absent.
+ * logged at elevel, without repeating anything of it, and is a fault: clients
+ * that might need what it was to say do not connect.  Only the default file
+ * need not be there.
  */
 extern void setting_secrets_load(int elevel);
 
@@ -113,5 +118,11 @@ extern const char *setting_secret(const char *key);
  * in no transaction.
  */
 extern void setting_shield_session(void);
+
+/*
+ * Why Redis is not to be used with these secrets, or NULL.  Lives as long.  Of
+ * Kafka setting_kafka_conf() says it.
+ */
+extern const char *setting_redis_fault(void);
 
 #endif /* EVSTREAM_SETTINGS_H */

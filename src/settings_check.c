@@ -10,6 +10,7 @@
 #include <stdlib.h>
 
 #include "pgtime.h"
+#include "tcop/tcopprot.h"
 
 #include "compat.h"
 #include "event.h"
@@ -69,6 +70,25 @@ check_duration_or_empty(char **newval, void **extra, GucSource source)
 	return false;
 }
 
+/*
+ * Refuses what may hold a secret, as GUC_check_errmsg() and so on have it.  The
+ * server would log the statement beside the error, so where there is one the
+ * error is raised here, without it.
+ */
+static bool
+refuse_unseen(GucSource source)
+{
+	if (debug_query_string != NULL && (source == PGC_S_FILE || source >= PGC_S_INTERACTIVE))
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg_internal("%s", GUC_check_errmsg_string),
+			 GUC_check_errdetail_string ? errdetail_internal("%s", GUC_check_errdetail_string) : 0,
+			 GUC_check_errhint_string ? errhint("%s", GUC_check_errhint_string) : 0,
+			 errhidestmt(true), errhidecontext(true)));
+	return false;
+}
+
 bool
 check_brokers(char **newval, void **extra, GucSource source)
 {
@@ -80,7 +100,7 @@ check_brokers(char **newval, void **extra, GucSource source)
 		GUC_check_errmsg("evstream.kafka_brokers must not contain a user or a password");
 		GUC_check_errhint("Write sasl.username and sasl.password into the file that "
 						  "evstream.secrets_file names.");
-		return false;
+		return refuse_unseen(source);
 	}
 	if (text_is_brokers(*newval))
 		return true;
@@ -135,7 +155,7 @@ check_options(char **newval, void **extra, GucSource source)
 		"The value is a list of librdkafka properties, key=value, separated by \";\"; "
 		"secrets belong into the file that evstream.secrets_file names.");
 	free(fault);
-	return false;
+	return refuse_unseen(source);
 }
 
 bool
@@ -173,7 +193,7 @@ check_redis_url(char **newval, void **extra, GucSource source)
 		GUC_check_errmsg("evstream.redis_url must not contain a user or a password");
 		GUC_check_errhint("Write redis_user and redis_password into the file that "
 						  "evstream.secrets_file names.");
-		return false;
+		return refuse_unseen(source);
 	}
 	GUC_check_errmsg("invalid value for parameter \"evstream.redis_url\"");
 	GUC_check_errhint("Write it as redis://host:port/db, rediss://host:port/db or unix:///path.");
@@ -189,7 +209,7 @@ check_redis_url(char **newval, void **extra, GucSource source)
 	if (fault != NULL)
 	{
 		GUC_check_errdetail("%s", fault);
-		return false;
+		return refuse_unseen(source);
 	}
 	return true;
 }

@@ -243,7 +243,7 @@ append_to_file($secrets, "# a comment\nsasl.username = me\nsasl.password = hunte
 chmod(0644, $secrets);
 $node->safe_psql('one', 'SELECT evstream_restart()');
 ok(wait_for_sql($node, 'one', 'SELECT count(*) FROM evstream_workers WHERE pid IS NOT NULL', '2', 10)
-	&& $node->wait_for_log(qr/WARNING:  secrets file "evstream.secrets" is ignored/, $offset),
+	&& $node->wait_for_log(qr/WARNING:  secrets file "evstream.secrets" is refused/, $offset),
 	'a secrets file that others may read is refused');
 is(count_log($node, qr/WARNING:  secrets file/, $offset), 1, 'with one line');
 chmod(0600, $secrets);

@@ -1,0 +1,250 @@
+# Secrets, and a Redis that lets nobody do more than he needs: where the secrets are found, and
+# where not; what a bad secrets file does; texts of subscribers and users in Redis.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::Bin/lib";
+use EvstreamTest;
+use EvstreamRedis;
+use JSON::PP;
+use POSIX qw(mkfifo);
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+# As in the README
+my $acl = 'user evstream on >sesame-4711 resetchannels ~evstream:* &evstream:* -@all +select +eval +evalsha'
+  . ' +hmget +hget +hset +hdel +type +xrevrange +xinfo|stream +xadd +persist +pexpire +publish';
+my @admin = (undef, [ '--user', 'admin', '--pass', 'admin', '--no-auth-warning' ]);
+my $url = redis_start($acl, 'user admin on >admin ~* &* +@all', 'user default off', 'user open on nopass ~* &* +@all');
+
+my $node = new_node('main', log_statement => 'all', 'evstream.redis_url' => $url, 'evstream.publish_all' => 'on', 'evstream.notify_channels' => 'orders', extension => 1);
+my $secrets = $node->data_dir . '/evstream.secrets';
+
+sub sql { return $node->safe_psql('postgres', @_); }
+
+sub health
+{
+	my ($status, $why, $name) = @_;
+	ok(wait_for_sql($node, 'postgres', qq{SELECT (r ->> 'status') = '$status' AND COALESCE(r ->> 'why', '') ~ \$r\$$why\$r\$
+		FROM (SELECT evstream_health() -> 'components' -> 'redis') h (r)}, 't', 30), $name)
+	  or diag(sql('SELECT evstream_health()'));
+	return;
+}
+
+sub set_secrets
+{
+	my ($text) = @_;
+	unlink($secrets);
+	append_to_file("$secrets.new", $text);
+	chmod(0600, "$secrets.new");
+	rename("$secrets.new", $secrets);
+	$node->reload;
+	return;
+}
+
+sub connections { return scalar(grep { !/ user=admin / } redis_lines(@admin, 'CLIENT', 'LIST')); }
+sub settle { return is(sql(q{SELECT evstream_wait('60 s')}), 't', $_[0]); }
+
+# ---- A user with the rights of the README ----
+
+sql(q{SELECT evstream_subscribe('all'), evstream_subscribe('gone')});
+health('degraded', 'does not accept the user or password', 'nobody is let in without a password');
+set_secrets("redis_user = evstream\n");
+health('degraded', 'does not accept the user or password', 'a user without a password is not another user');
+set_secrets("redis_user = evstream\nredis_password = wrong-4711\n");
+health('degraded', 'does not accept the user or password', 'nor is one with a wrong one');
+is(redis_cli(@admin, 'DBSIZE'), '0', 'nothing was written until now');
+set_secrets("redis_user = evstream\nredis_password = sesame-4711\n");
+sql(q{SELECT count(evstream_track('u', 'view', jsonb_build_object('n', i))) FROM generate_series(1, 100) i});
+settle('the right one');
+health('ok', '', 'all is well');
+redis_cli(@admin, 'ACL', 'LOG', 'RESET');
+sql(q{SELECT evstream_unsubscribe('gone')});
+redis_cli(@admin, 'SET', 'evstream:stream:aside', 'x');
+sql(q{SELECT evstream_subscribe('aside'); SELECT evstream_track('u', 'view'); NOTIFY orders, 'x'});
+health('degraded', 'aside', 'a key that is not ours');
+redis_cli(@admin, 'DEL', 'evstream:stream:aside');
+ok(wait_for_sql($node, 'postgres', q{SELECT evstream_health() #>> '{components,redis,status}'}, 'ok', 60), 'has gone');
+sql(q{SELECT evstream_take_over(); SELECT evstream_subscribe('gone'); SELECT evstream_track('u', 'view')});
+settle('taken over');
+redis_cli(@admin, 'SCRIPT', 'FLUSH');
+redis_cli(@admin, 'DEL', 'evstream:stream:all');
+sql(q{SELECT evstream_track('u', 'view')});
+settle('a script and a stream that are gone');
+is(redis_cli(@admin, 'ACL', 'LOG'), '', 'the rights are enough');
+my $connection = redis_connect();
+is($connection->command('AUTH', 'evstream', 'sesame-4711'), 'OK', 'the same user');
+foreach my $command ([ 'GET', 'evstream:state' ], [ 'HGET', 'other', 'x' ], [ 'KEYS', '*' ], [ 'CONFIG', 'GET', '*' ], [ 'FLUSHALL' ], [ 'DEL', 'evstream:state' ],
+	[ 'SUBSCRIBE', 'evstream:events' ], [ 'PUBLISH', 'other', 'x' ], [ 'EVAL', q{return redis.call('KEYS', '*')}, 0 ], [ 'ACL', 'WHOAMI' ], [ 'CLIENT', 'LIST' ])
+{
+	eval { $connection->command(@$command); };
+	like($@, qr/NOPERM|ACL failure|can't run this command|No permissions/i, "may not: @$command");
+}
+
+# ---- Texts that mean something elsewhere ----
+
+my @ids = ('*', '?', '[a-z]', '{x}', '}{', "'", '"', '\\', "\\'\"", '..', '/', '%s%n', '$1', ':', 'state', 'a:b', 'all;DROP', '--', "\x{e9}\x{1F600}", ("\x{20ac}" x 255), '0', '-1', '${x}', '`id`', '<b>', '\x00', '\u0000', '\r\n');
+{
+	my $values = join(', ', map { (my $id = $_) =~ s/'/''/g; utf8::encode($id); "('$id')" } @ids);
+	sql("SELECT count(evstream_subscribe(id, event_types => ARRAY['odd'])) FROM (VALUES $values) v (id)");
+}
+foreach my $bad (q{''}, q{' '}, q{E'a\nb'}, q{E'a\r\nb'}, q{E'a\tb'}, q{E'\x01'}, q{E'\u00a0'}, q{E'\u200b'}, q{E'\u2028'}, q{repeat('x', 256)}, 'NULL')
+{
+	my ($rc, $out, $err) = $node->psql('postgres', "SELECT evstream_subscribe($bad)");
+	like($err, qr/ERROR:  (invalid subscriber_id|subscriber_id must not be null)/, "$bad is no subscriber");
+}
+$connection = redis_connect();
+$connection->command('AUTH', 'admin', 'admin');
+my $listener = redis_connect();
+$listener->command('AUTH', 'admin', 'admin');
+$listener->command('PSUBSCRIBE', 'evstream:notify:*');
+my $before = { map { $_ => 1 } @{ $connection->command('KEYS', '*') } };
+my $user = qq{u"\\'\r\n\x01{}*\$1%s XADD evstream:state};
+sql(q{SELECT evstream_track(E'u"\\\\''\r\n\x01{}*$1%s XADD evstream:state', 'odd', '{"k\"\\\\\n": "]]>\r\n*3\r\n$4\r\nXADD"}')});
+settle('odd texts');
+my %keys = map { my $k = $_; utf8::decode($k); $k => 1 } grep { !$before->{$_} } @{ $connection->command('KEYS', '*') };
+is_deeply(\%keys, { map { ("evstream:stream:$_" => 1) } @ids }, 'each subscriber has one key, and there is no other');
+my $json = JSON::PP->new->utf8;
+my %wrong;
+foreach my $id (@ids)
+{
+	my $entries = $connection->command('XRANGE', "evstream:stream:$id", '-', '+');
+	my $event = eval { $json->decode($entries->[0][1][1]); } // {};
+	$wrong{$id} = $event unless @$entries == 1 && $event->{user_id} eq $user && $event->{properties}{"k\"\\\n"} eq "]]>\r\n*3\r\n\$4\r\nXADD";
+}
+is_deeply(\%wrong, {}, 'with one event, as it was given');
+my %told;
+while (keys %told < @ids + 3 and my $message = $listener->read(10))
+{
+	my (undef, undef, $channel, $text) = @{ $message->[0] };
+	my $told = $json->decode($text);
+	utf8::decode($channel);
+	$told{ $told->{subscriber_id} }++ if $channel eq "evstream:notify:$told->{subscriber_id}" && $told->{event}{user_id} eq $user;
+}
+is_deeply(\%told, { map { ($_ => 1) } @ids, 'all', 'aside', 'gone' }, 'and was told of it on a channel of its own');
+is(sql(q{SELECT count(evstream_unsubscribe(subscriber_id)) FROM (SELECT DISTINCT subscriber_id FROM evstream_filters WHERE event_types = '{odd}') f}), scalar(@ids), 'unsubscribed');
+
+# ---- Where secrets are not ----
+
+sql('ALTER SYSTEM SET log_min_messages = debug5');
+$node->reload;
+ok(wait_for_sql($node, 'postgres', 'SHOW log_min_messages', 'debug5'), 'log everything');
+sql('SELECT evstream_restart(); SELECT evstream_track(1, $$view$$)');
+settle('at log level debug5');
+redis_kill();
+sql('SELECT evstream_track(1, $$view$$)');
+health('degraded', 'could not reach Redis', 'away');
+redis_start();
+settle('and back');
+sql('ALTER SYSTEM RESET log_min_messages');
+$node->reload;
+foreach my $place ('evstream_health()', 'evstream_metrics()', '(SELECT string_agg(s::text, $$ $$) FROM pg_settings s)', '(SELECT string_agg(s::text, $$ $$) FROM pg_db_role_setting s)',
+	'(SELECT string_agg(s::text, $$ $$) FROM pg_file_settings s)', '(SELECT string_agg(s::text, $$ $$) FROM evstream_workers s)', '(SELECT string_agg(s::text, $$ $$) FROM pg_stat_activity s)',
+	'(SELECT string_agg(s::text, $$ $$) FROM evstream.problems() s)')
+{
+	unlike(sql("SELECT $place"), qr/4711/, "not in $place");
+}
+my @found;
+foreach my $pid (split(/\n/, sql('SELECT pid FROM pg_stat_activity UNION SELECT pid FROM evstream_workers')), slurp_file($node->data_dir . '/postmaster.pid') =~ /^(\d+)/)
+{
+	foreach my $file (grep { -r } "/proc/$pid/cmdline", "/proc/$pid/environ") { push @found, $file if slurp_file($file) =~ /4711/; }
+}
+is("@found", '', 'not in the titles of processes');
+sql('CHECKPOINT');
+my ($grep, $error) = run_command([ 'grep', '-rlF', '4711', $node->data_dir, $node->logfile, map { '--exclude=' . $_ } 'postmaster.pid' ]);
+is($grep, $secrets, 'in no file of the server but its own, the log, tables and WAL among them') or diag($error);
+
+# A secret in a setting is refused, and the log does not have the statement either.
+sql('ALTER SYSTEM SET log_statement = none');
+$node->reload;
+ok(wait_for_sql($node, 'postgres', 'SHOW log_statement', 'none'), 'log_statement = none');
+foreach my $set ('SET evstream.redis_url =', 'ALTER SYSTEM SET evstream.redis_url =', 'ALTER DATABASE postgres SET evstream.redis_url =', 'ALTER ROLE postgres SET evstream.redis_url =',
+	'CREATE FUNCTION f() RETURNS int LANGUAGE sql AS $$SELECT 1$$ SET evstream.redis_url =')
+{
+	my ($rc, $out, $err) = $node->psql('postgres', "$set 'redis://me:hunter-4712\@127.0.0.1'");
+	like($err, qr/ERROR:  evstream.redis_url must not contain a user or a password\nHINT/, "$set: refused");
+	unlike($err, qr/4712/, 'without repeating it');
+}
+foreach my $value ("kafka_brokers = 'sasl://me:hunter-4712\@h'", "kafka_options = 'sasl.password=hunter-4712'", "kafka_options = 'hunter-4712'", "redis_url = 'hunter-4712'", "redis_url = 'redis://hunter-4712:x'",
+	"kafka_options = 'ssl.key.pem=4712'", "kafka_options = 'sasl.oauthbearer.config=4712'", "kafka_options = 'https.ca.location=http://u:4712\@h'")
+{
+	my ($rc, $out, $err) = $node->psql('postgres', "SET evstream.$value");
+	isnt($rc, 0, "$value: refused");
+	unlike($err, qr/4712/, 'without repeating it') unless $value =~ /https/;
+}
+$node->psql('postgres', q{DO $$ BEGIN PERFORM set_config('evstream.redis_url', 'redis://me:hunter-4712@h', false); END $$});
+is(count_log($node, qr/4712/), 0, 'nor does the log have one');
+# one that came by the file
+append_to_file($node->data_dir . '/postgresql.conf', "evstream.redis_url = 'redis://me:hunter-4712\@127.0.0.1'\n");
+$node->reload;
+ok($node->wait_for_log(qr/evstream\.redis_url must not contain a user or a password/), 'one in postgresql.conf');
+append_to_file($node->data_dir . '/postgresql.conf', "evstream.redis_url = '$url'\n");
+$node->reload;
+is(count_log($node, qr/4712/), 0, 'is not logged either');
+
+# ---- A file that is no good ----
+
+# Now everybody is let in: whoever went on without the password would be seen.
+redis_cli(@admin, 'ACL', 'SETUSER', 'default', 'on', 'nopass', '~*', '&*', '+@all');
+my $pem = join("\n", 'MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC4711x', 'c2VjcmV0LTQ3MTE0NzExNDcxMTQ3MTE0NzExNDcxMQ4711==', '');
+my $good = "redis_user = evstream\nredis_password = sesame-4711\n";
+foreach my $case (
+	[ 'others may read it', sub { chmod(0640, $secrets); } ],
+	[ 'others may write it', sub { chmod(0602, $secrets); } ],
+	[ 'a directory', sub { unlink($secrets); mkdir($secrets); } ],
+	[ 'a pipe', sub { mkfifo($secrets, 0600); } ],
+	[ 'a link to what is another\'s', sub { symlink('/etc/passwd', $secrets); } ],
+	[ 'a link to nothing but itself', sub { symlink($secrets, $secrets); } ],
+	[ 'too large', sub { append_to_file($secrets, '#' x 70000); chmod(0600, $secrets); } ],
+	[ 'a key over several lines', sub { append_to_file($secrets, "${good}ssl.key.pem = -----BEGIN PRIVATE KEY-----\n$pem"); chmod(0600, $secrets); } ],
+	[ 'a line that says nothing', sub { append_to_file($secrets, "${good}sesame-4711\n"); chmod(0600, $secrets); } ],
+	[ 'a key that is misspelt', sub { append_to_file($secrets, "redis_user = evstream\nredis_pasword = sesame-4711\n"); chmod(0600, $secrets); } ],
+	[ 'a heading that does not end', sub { append_to_file($secrets, "[postgres\n$good"); chmod(0600, $secrets); } ])
+{
+	my ($name, $make) = @$case;
+	rmdir($secrets) if -d $secrets;
+	set_secrets($good);
+	if ($name !~ /others may/) { unlink($secrets); }
+	my $log = -s $node->logfile;
+	$make->();
+	$node->reload;
+	if ($name =~ /several lines/)
+	{
+		# this is about Kafka alone
+		ok($node->wait_for_log(qr/line \d+ of secrets file "evstream\.secrets" is no good/, $log), "$name: said");
+		settle("$name: Redis goes on");
+		next;
+	}
+	health('degraded', 'Redis cannot be used as configured: secrets file "evstream\.secrets" is not used: ', "$name: nothing connects");
+	is(connections(), 0, "$name: not as another user either");
+	ok($node->wait_for_log(qr/WARNING: .*secrets file/, $log), "$name: a warning");
+	cmp_ok(count_log($node, qr/WARNING: .*secrets file/, $log), '<=', 4, "$name: and no flood");
+}
+rmdir($secrets) if -d $secrets;
+set_secrets($good);
+settle('a good one');
+health('ok', '', 'and all is well');
+append_to_file($node->data_dir . '/postgresql.conf', "evstream.secrets_file = 'nowhere.secrets'\n");
+unlink($secrets);
+$node->reload;
+health('degraded', 'secrets file "nowhere\.secrets" is not used: it cannot be opened', 'one that was named, and is not there');
+append_to_file($node->data_dir . '/postgresql.conf', "evstream.secrets_file = 'evstream.secrets'\n");
+set_secrets($good);
+settle('the one that is');
+is(count_log($node, qr/4711/), 0, 'nothing of them in the log');
+
+# ---- A Redis that repeats what it does not understand ----
+
+redis_stop();
+redis_start('rename-command AUTH ""');
+sql(q{SELECT evstream_track('u', 'view')});
+health('degraded', 'unknown command', 'AUTH is not known');
+unlike(sql('SELECT evstream_health()::text || string_agg(w::text, $$ $$) FROM evstream_workers w'), qr/4711/, 'the answer is not repeated');
+is(count_log($node, qr/4711/), 0, 'in the log either');
+
+unlike(slurp_file($node->logfile), qr/signal 11|PANIC|TRAP/, 'no crash');
+$node->stop;
+done_testing();
