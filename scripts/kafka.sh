@@ -18,13 +18,17 @@ usage()
 	       kafka.sh kill DIR                         end it at once (KILL)
 	       kafka.sh pause DIR | continue DIR         SIGSTOP, SIGCONT
 	       kafka.sh status DIR                       print the address of a running broker
+	       kafka.sh secure DIR                       print that of its listener with TLS and SASL
 	       kafka.sh topic DIR create NAME PARTITIONS [KEY=VALUE...]
 	       kafka.sh topic DIR alter NAME PARTITIONS | delete NAME
 	       kafka.sh tool DIR CLASS [ARGUMENT...]     run a class of Kafka's jars
 
 	The first start in DIR formats its storage and chooses free ports (PORT names
 	the broker's), the KEY=VALUE pairs go into its server.properties; a later start
-	in DIR uses the same ports and data. The log is DIR/kafka.log.
+	in DIR uses the same ports and data. The log is DIR/kafka.log. With a pair
+	users=NAME:PASSWORD[,NAME:PASSWORD...] there is a listener SASL_SSL for them too,
+	with PLAIN and SCRAM-SHA-512; its certificate, of 127.0.0.1 and no name, is from
+	the authority DIR/ca.crt (openssl).
 
 	The jars are kept in $EVSTREAM_CACHE/kafka-4.2.0; without EVSTREAM_CACHE that is
 	/var/cache/evstream for root, and for others too if it is filled, else
@@ -118,7 +122,8 @@ free_port()
 	die "found no free port"
 }
 
-address() { sed -n 's/^advertised.listeners=PLAINTEXT:\/\///p' "$DIR/server.properties" 2>/dev/null; }
+listener() { sed -n "s/^advertised.listeners=\(.*,\)\?$1:\/\/\([^,]*\).*/\2/p" "$DIR/server.properties" 2>/dev/null; }
+address() { listener PLAINTEXT; }
 
 # The broker's process id if it runs; a pid file can outlive its process, and
 # its number come back as another's.
@@ -146,10 +151,32 @@ answers()
 	[ $# = 16 ] && [ "${16}" -ge 1 ]
 }
 
+# An authority and a certificate of 127.0.0.1, for the listener SASL_SSL.
+certify()
+{
+	local key=(-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes)
+	command -v openssl >/dev/null || skip "no openssl"
+	(
+		cd "$DIR"
+		echo 'subjectAltName = IP:127.0.0.1' >server.ext
+		openssl req -x509 "${key[@]}" -days 2 -subj /CN=authority -keyout ca.key -out ca.crt
+		openssl req "${key[@]}" -subj /CN=broker -keyout server.key -out server.csr
+		openssl x509 -req -in server.csr -days 2 -CA ca.crt -CAkey ca.key -CAcreateserial -extfile server.ext -out server.crt
+		cat server.key server.crt >server.pem
+	) >"$DIR/certify.log" 2>&1 || die "openssl failed: $(tail -n 3 "$DIR/certify.log")"
+}
+
 configure()
 {
-	local port=$1 p2
+	local port=$1 p2 p3 pair users= pairs=() scram=()
 	shift
+	for pair; do
+		case $pair in
+			users=*) users=${pair#users=} ;;
+			*) pairs+=("$pair") ;;
+		esac
+	done
+	set -- ${pairs[@]+"${pairs[@]}"}
 	[ -n "$port" ] || port=$(free_port)
 	p2=$(free_port)
 	while [ "$p2" = "$port" ]; do p2=$(free_port); done
@@ -172,11 +199,27 @@ configure()
 	broker.session.timeout.ms=2000
 	broker.heartbeat.interval.ms=500
 	END
+	if [ -n "$users" ]; then
+		p3=$(free_port)
+		while [ "$p3" = "$port" ] || [ "$p3" = "$p2" ]; do p3=$(free_port); done
+		certify
+		for pair in ${users//,/ }; do
+			scram+=(--add-scram "SCRAM-SHA-512=[name=${pair%%:*},password=${pair#*:}]")
+		done
+		sed -i "s/^listeners=.*/&,SASL_SSL:\/\/127.0.0.1:$p3/; s/^advertised.listeners=.*/&,SASL_SSL:\/\/127.0.0.1:$p3/" "$DIR/server.properties.new"
+		cat >>"$DIR/server.properties.new" <<-END
+		ssl.keystore.type=PEM
+		ssl.keystore.location=$DIR/server.pem
+		listener.name.sasl_ssl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512
+		listener.name.sasl_ssl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required $(for pair in ${users//,/ }; do printf 'user_%s="%s" ' "${pair%%:*}" "${pair#*:}"; done);
+		listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+		END
+	fi
 	printf '%s\n' "$@" >>"$DIR/server.properties.new"
 	rm -rf "$DIR/data"
 	id=$(head -c 16 /dev/urandom | base64 | tr '+/' 'ab' | cut -c1-22)
 	"$JAVA" -Xshare:auto -XX:TieredStopAtLevel=1 -cp "$JARS/lib/*" kafka.tools.StorageTool format \
-		-t "$id" -c "$DIR/server.properties.new" >"$DIR/format.log" 2>&1 ||
+		-t "$id" -c "$DIR/server.properties.new" ${scram[@]+"${scram[@]}"} >"$DIR/format.log" 2>&1 ||
 		die "format failed: $(tail -n 3 "$DIR/format.log")"
 	mv "$DIR/server.properties.new" "$DIR/server.properties"
 }
@@ -307,7 +350,7 @@ case ${1:-} in
 	-h | --help | help)
 		usage
 		exit 0 ;;
-	start | stop | kill | pause | continue | status | topic | tool) ;;
+	start | stop | kill | pause | continue | status | secure | topic | tool) ;;
 	*)
 		usage >&2
 		exit 2 ;;
@@ -325,6 +368,7 @@ case $ACTION in
 	pause) signal STOP ;;
 	continue) signal CONT ;;
 	status) running >/dev/null || die "no broker runs in $DIR"; address ;;
+	secure) running >/dev/null || die "no broker runs in $DIR"; listener SASL_SSL ;;
 	topic) [ $# -ge 2 ] || { usage >&2; exit 2; }; topic "$@" ;;
 	tool) tool "$@" ;;
 esac

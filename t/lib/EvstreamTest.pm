@@ -41,7 +41,7 @@ use Time::HiRes qw(sleep time);
 
 our @EXPORT = qw(
   new_node wait_for_sql count_log scratch_dir
-  kafka_start kafka_stop kafka_kill kafka_pause kafka_continue kafka_address kafka_use
+  kafka_start kafka_stop kafka_kill kafka_pause kafka_continue kafka_address kafka_use kafka_secure
   make_topic alter_topic delete_topic trim_topic watermarks group_offsets commit_offset
   produce consume
   redis_start redis_stop redis_kill redis_freeze redis_thaw redis_cli redis_lines redis_stream redis_port
@@ -182,6 +182,10 @@ sub kafka_address { return $kafka_address; }
 # What follows speaks to the broker at this address: one that kafka_start() gave, or
 # any other.
 sub kafka_use { return $kafka_address = $_[0]; }
+
+# With users=NAME:PASSWORD at the first start: the address of the listener with TLS and
+# SASL, and the file of its authority.
+sub kafka_secure { return (_kafka_must('secure'), abs_path("$kafka_dir/ca.crt")); }
 
 sub kafka_stop { return _kafka_must('stop'); }
 sub kafka_kill { return _kafka_must('kill'); }
