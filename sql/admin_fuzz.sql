@@ -83,7 +83,7 @@ $$;
 SELECT count(*) FILTER (WHERE l.lanname = 'c') >= 20 AND count(*) >= 50 AS enough FROM functions f JOIN pg_language l ON l.oid = f.prolang;
 BEGIN;
 SELECT p.oid::regprocedure AS function, f.error, left(f.call, 200) AS call
-FROM functions p JOIN pg_language l ON l.oid = p.prolang CROSS JOIN LATERAL pg_temp.fuzz(p.oid, CASE l.lanname WHEN 'c' THEN 150 ELSE 30 END) f
+FROM functions p JOIN pg_language l ON l.oid = p.prolang CROSS JOIN LATERAL pg_temp.fuzz(p.oid, CASE l.lanname WHEN 'c' THEN 100 ELSE 20 END) f
 WHERE p.proname <> 'evstream_wait'
 ORDER BY 1, 2, 3;
 ROLLBACK;

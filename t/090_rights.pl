@@ -75,7 +75,7 @@ CREATE TEMPORARY VIEW matrix AS
 CREATE TEMPORARY VIEW others AS
 	SELECT pg_describe_object(m.classid, m.objid, 0) AS what FROM objects m
 	WHERE m.classid NOT IN ('pg_proc'::regclass, 'pg_class'::regclass, 'pg_namespace'::regclass)
-		AND NOT (m.classid = 'pg_type'::regclass AND EXISTS (SELECT FROM pg_type t JOIN pg_class c ON c.oid = t.typrelid WHERE t.oid = m.objid))
+		AND NOT (m.classid = 'pg_type'::regclass AND EXISTS (SELECT FROM pg_type t JOIN pg_type r ON r.oid IN (t.oid, t.typelem) JOIN pg_class c ON c.oid = r.typrelid WHERE t.oid = m.objid))
 	UNION ALL
 	SELECT format('%s: %s to %s', pg_describe_object(m.classid, m.objid, 0), a.privilege_type, a.grantee::regrole)
 	FROM objects m CROSS JOIN LATERAL aclexplode(COALESCE(
