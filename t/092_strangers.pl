@@ -152,6 +152,20 @@ is(sql('owned', q{SELECT DISTINCT who FROM public.seen}), 'admin', 'with the rig
 is(sql('owned', q{SELECT count(*) FROM public.seen WHERE what IN ('taken over', 'reset')}), '0', 'and cannot take over the session');
 is(sql('owned', q{SELECT string_agg(rolname, ' ') FROM pg_roles WHERE rolsuper}), 'postgres', 'nobody became superuser');
 
+# The extension goes to another owner, who is no superuser either.
+sql('owned', 'DROP FUNCTION evstream.trap() CASCADE; ALTER TABLE evstream.batch_log DROP CONSTRAINT batch_log_log_id_check; DROP FUNCTION evstream.trap(text)');
+sql('owned', 'CREATE ROLE heir; REASSIGN OWNED BY admin TO heir; DROP OWNED BY admin; DROP ROLE admin');
+is(attempt('app', 'owned', q{SELECT count(evstream_track('u-' || i, 'view', '{"item_id": "i"}', NULL, now() - i * interval '20 days')) FROM generate_series(1, 20) i}), '', 'tracked');
+is(sql('owned', q{SELECT evstream_wait('30 s')}), 't', 'counted');
+is(sql('owned', q{SELECT count(*), sum(event_count) FROM evstream_daily_counts WHERE user_id LIKE 'u-%'}), '20|20', 'in all months');
+is(sql('owned', q{SELECT count(*) FROM pg_class c WHERE c.relnamespace = 'evstream'::regnamespace AND c.relowner <> 'heir'::regrole}), '0', 'and all tables are of the heir');
+is(sql('owned', q{SELECT evstream_rebuild('2020-01-01', '2040-01-01') > 0 AND evstream_health() ->> 'status' = 'ok'}), 't', 'all is well');
+
+# ---- Metrics: labels are quoted ----
+
+is(sql('owned', q{SELECT evstream.metric('m', 'gauge', 'h', jsonb_build_array(jsonb_build_object('value', 1, 'labels', jsonb_build_object('l', E'a"b\\\\c\nm 2', 'k', ''))))}),
+	qq{# HELP m h\n# TYPE m gauge\nm{k="",l="a\\"b\\\\c\\nm 2"} 1\n}, 'a label with what ends one');
+
 # ---- Looking into a database is not for everybody to ask for ----
 
 sql('postgres', 'ALTER SYSTEM SET log_min_messages = debug1');
