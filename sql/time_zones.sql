@@ -112,6 +112,16 @@ CALL pg_temp.count_in('Europe/Berlin');
 SELECT evstream_rebuild('2025-01-01', '2025-12-31') > 0 AS rebuilt;
 SELECT * FROM pg_temp.differences('Europe/Berlin');
 
+-- A zone that only one of the workers knows, as it alone has started since: no other one counts by that of before.
+DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET evstream.time_zone = %L', current_database(), 'Pacific/Kiritimati'); END $$;
+SELECT pg_terminate_backend(pid) FROM evstream_workers WHERE role = 'maintenance';
+CALL pg_temp.wait_until($$ time_zone = 'Pacific/Kiritimati' FROM evstream.state $$);
+SELECT evstream_rebuild('2025-01-01', '2025-12-31') > 0 AS rebuilt;
+SELECT evstream_track('after', 'view', occurred_at => '2025-06-01 12:00:00+00') IS NOT NULL AS ok;
+SELECT evstream_wait('60 s');
+SELECT day FROM evstream_daily_counts WHERE user_id = 'after';
+SELECT * FROM pg_temp.differences('Pacific/Kiritimati');
+
 -- Days of events that were dropped, or not stored: of two zones it is all days that one of theirs may overlap.
 CALL pg_temp.count_in('Pacific/Kiritimati');
 -- at once, as maintenance may be looking for leaves

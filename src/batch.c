@@ -570,6 +570,25 @@ note_unstored_days(const Batch *batch)
 	}
 }
 
+/*
+ * Are the stats still of the days of our zone?  Looked at when we hold the locks on
+ * them: whoever computes them anew waits for us, or has done so with a zone that we
+ * see.  A worker that knows the zone of before would add to the wrong days.
+ */
+static void
+check_zone(void)
+{
+	Oid types[1] = {TEXTOID};
+	Datum values[1] = {CStringGetTextDatum(setting_time_zone)};
+
+	sql_execute_kept("SELECT EXISTS (SELECT FROM evstream.state WHERE time_zone = $1)", 1, types,
+					 values, NULL, false, SPI_OK_SELECT);
+	if (!DatumGetBool(sql_column(0, 1, NULL)))
+		ereport(ERROR, (errcode(ERRCODE_EVSTREAM_ZONE), errmsg("evstream.time_zone has changed"),
+						errdetail("This consumer counts in \"%s\", and starts again.",
+								  setting_time_zone)));
+}
+
 void
 batch_store(Batch *batch)
 {
@@ -615,7 +634,10 @@ batch_store(Batch *batch)
 	else if (any_new)
 		note_unstored_days(batch);
 	if (any_new)
+	{
 		daily_add(batch);
+		check_zone();
+	}
 }
 
 void

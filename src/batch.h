@@ -27,6 +27,9 @@
 /* Raised when a partition has another generation or position than we think. */
 #define ERRCODE_EVSTREAM_MOVED MAKE_SQLSTATE('E', 'V', '0', '0', '1')
 
+/* Raised when the stats are of the days of another zone than ours. */
+#define ERRCODE_EVSTREAM_ZONE MAKE_SQLSTATE('E', 'V', '0', '0', '2')
+
 typedef struct OffsetRange
 {
 	int64 from; /* inclusive */

@@ -246,6 +246,8 @@ store_range(BatchRecord *records, int nrecords, BatchHeaders headers, WorkerUnit
 			worker_backoff();
 			return false;
 		}
+		if (sqlerrcode == ERRCODE_EVSTREAM_ZONE)
+			worker_restart("the time zone has changed");
 		tries++;
 		if (!is_fault_of_world(sqlerrcode) && nrecords > 1 && tries >= TRIES_WHOLE)
 		{
