@@ -14,6 +14,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "port/pg_bswap.h"
 #include "port/pg_crc32c.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
@@ -26,6 +27,7 @@
 #include "daily.h"
 #include "dedupe.h"
 #include "event_id.h"
+#include "partition.h"
 #include "poison.h"
 #include "settings.h"
 #include "sql.h"
@@ -298,7 +300,10 @@ day_of(TimestampTz at, pg_tz *zone)
 	struct pg_tm tm;
 	fsec_t fsec;
 	int tz;
+	long offset;
 
+	if (IS_VALID_TIMESTAMP(at) && pg_get_timezone_offset(zone, &offset))
+		return partition_day(at + offset * USECS_PER_SEC);
 	if (timestamp2tm(at, &tz, &tm, &fsec, NULL, zone) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE), errmsg("timestamp out of range")));
@@ -487,21 +492,30 @@ log_batch(const BatchPart *bp)
 
 typedef struct Candidate
 {
+	uint64 prefix; /* of the id, so that few comparisons look at the record */
 	BatchRecord *record;
-	int order;
 } Candidate;
 
-static int
-candidate_cmp(const void *a, const void *b)
+static inline int
+candidate_cmp(const Candidate *left, const Candidate *right)
 {
-	const Candidate *left = a;
-	const Candidate *right = b;
-	int cmp = memcmp(left->record->id.data, right->record->id.data, UUID_LEN);
+	int cmp;
 
+	if (left->prefix != right->prefix)
+		return left->prefix < right->prefix ? -1 : 1;
+	cmp = memcmp(left->record->id.data, right->record->id.data, UUID_LEN);
 	if (cmp != 0)
 		return cmp;
-	return left->order - right->order;
+	/* in the order of the batch */
+	return left->record < right->record ? -1 : left->record > right->record;
 }
+
+#define ST_SORT          sort_candidates
+#define ST_ELEMENT_TYPE  Candidate
+#define ST_COMPARE(a, b) candidate_cmp(a, b)
+#define ST_SCOPE         static
+#define ST_DEFINE
+#include "lib/sort_template.h"
 
 /* Marks what was seen before, in this batch or in the dedup window. */
 static void
@@ -521,10 +535,11 @@ mark_duplicates(Batch *batch)
 		if (record->pass_over || record->value == NULL || record->reason != EVENT_OK)
 			continue;
 		record->duplicate = false;
-		candidates[n].record = record;
-		candidates[n++].order = i;
+		memcpy(&candidates[n].prefix, record->id.data, sizeof(uint64));
+		candidates[n].prefix = pg_ntoh64(candidates[n].prefix);
+		candidates[n++].record = record;
 	}
-	qsort(candidates, n, sizeof(Candidate), candidate_cmp);
+	sort_candidates(candidates, n);
 	for (int i = 0; i < n; i++)
 	{
 		BatchRecord *record = candidates[i].record;

@@ -135,12 +135,35 @@ compat_parse_interval(const char *text, Interval *span)
 #endif
 
 /* Index entries of a tuple that was just inserted, without ON CONFLICT. */
+#define compat_ExecInsertIndexTuples(rel, slot, estate)                                            \
+	compat_ExecTryIndexTuples(rel, slot, estate, false, NULL)
+
+/* With by_flag a key that is there already sets *conflict, and raises nothing. */
 #if PG_VERSION_NUM >= 160000
-#define compat_ExecInsertIndexTuples(rel, slot, estate)                                            \
-	ExecInsertIndexTuples(rel, slot, estate, false, false, NULL, NIL, false)
+#define compat_ExecTryIndexTuples(rel, slot, estate, by_flag, conflict)                            \
+	ExecInsertIndexTuples(rel, slot, estate, false, by_flag, conflict, NIL, false)
 #else
-#define compat_ExecInsertIndexTuples(rel, slot, estate)                                            \
-	ExecInsertIndexTuples(rel, slot, estate, false, false, NULL, NIL)
+#define compat_ExecTryIndexTuples(rel, slot, estate, by_flag, conflict)                            \
+	ExecInsertIndexTuples(rel, slot, estate, false, by_flag, conflict, NIL)
+#endif
+
+/* The same of a new version of a row, whose key is the old one. */
+#if PG_VERSION_NUM >= 160000
+#define compat_update_indexes TU_UpdateIndexes
+#define compat_ExecUpdateIndexTuples(rel, slot, estate, which)                                     \
+	ExecInsertIndexTuples(rel, slot, estate, true, false, NULL, NIL, (which) == TU_Summarizing)
+#else
+#define compat_update_indexes bool
+#define compat_ExecUpdateIndexTuples(rel, slot, estate, which)                                     \
+	ExecInsertIndexTuples(rel, slot, estate, true, false, NULL, NIL)
+#endif
+
+#if PG_VERSION_NUM >= 180000
+#define compat_index_beginscan(rel, index, snapshot, nkeys)                                        \
+	index_beginscan(rel, index, snapshot, NULL, nkeys, 0)
+#else
+#define compat_index_beginscan(rel, index, snapshot, nkeys)                                        \
+	index_beginscan(rel, index, snapshot, nkeys, 0)
 #endif
 
 #if PG_VERSION_NUM >= 160000

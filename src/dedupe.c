@@ -12,19 +12,23 @@
  */
 #include "postgres.h"
 
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
 #include "catalog/namespace.h"
-#include "catalog/pg_type.h"
+#include "executor/executor.h"
 #include "executor/spi.h"
-#include "lib/bloomfilter.h"
 #include "storage/lmgr.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 
+#include "bulk.h"
 #include "compat.h"
 #include "dedupe.h"
+#include "id_filter.h"
 #include "partition.h"
 #include "sql.h"
 
@@ -32,21 +36,32 @@
 #define SEGMENT_PAGES 13000
 #define SEGMENT_IDS   2000000
 
-/* Memory of one filter; 4 MB give 2 M ids under 1 % of false hits */
-#define FILTER_KB 4096
-#define FETCH_IDS 10000
+enum
+{
+	ID_SEGMENT_ID,
+	ID_EVENT_ID,
+	ID_COLUMNS
+};
 
-/* A closed segment as this process knows it */
+static const BulkKey id_key = {.ncolumns = 1, .columns = {ID_EVENT_ID + 1}};
+
+/* A segment as this process knows it */
 typedef struct Segment
 {
 	int32 segment_id;
 	bool seen;
 	MemoryContext context;
-	bloom_filter *filter;
+	IdFilter *filter;
 	struct Segment *next;
 } Segment;
 
 static Segment *closed_segments = NULL;
+
+/*
+ * The one that is written to.  Its filter lacks what other consumers have
+ * added since: it only says which ids to look up before they are written.
+ */
+static Segment *open_segment_filter = NULL;
 
 static Oid
 segment_relid(int32 segment_id)
@@ -113,30 +128,43 @@ lock_open_segment(void)
 	}
 }
 
-static void
-load_filter(Segment *segment)
+/* Reads a segment into a filter, with a snapshot of now. */
+static Segment *
+load_segment(int32 segment_id)
 {
-	char *sql = psprintf("SELECT event_id FROM evstream.ids_%d", segment->segment_id);
-	Portal portal;
-	MemoryContext old = MemoryContextSwitchTo(segment->context);
+	MemoryContext context =
+		AllocSetContextCreate(CurrentMemoryContext, "evstream id segment", ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	Segment *segment = palloc0(sizeof(Segment));
+	Relation rel;
+	TupleTableSlot *slot;
+	TableScanDesc scan;
+	Snapshot snapshot;
 
-	segment->filter = bloom_create(SEGMENT_IDS, FILTER_KB, (uint64) segment->segment_id);
+	segment->segment_id = segment_id;
+	segment->context = context;
+	segment->filter = id_filter_create(SEGMENT_IDS);
 	MemoryContextSwitchTo(old);
 
-	/* not read-only: with a snapshot of now, newer than the last writer's commit */
-	portal = SPI_cursor_open_with_args(NULL, sql, 0, NULL, NULL, NULL, false, 0);
-	for (;;)
+	rel = table_open(segment_relid(segment_id), AccessShareLock);
+	slot = table_slot_create(rel, NULL);
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	scan = table_beginscan(rel, snapshot, 0, NULL);
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 	{
-		SPI_cursor_fetch(portal, true, FETCH_IDS);
-		if (SPI_processed == 0)
-			break;
-		for (uint64 i = 0; i < SPI_processed; i++)
-			bloom_add_element(segment->filter, DatumGetUUIDP(sql_column(i, 1, NULL))->data,
-							  UUID_LEN);
-		SPI_freetuptable(SPI_tuptable);
+		bool isnull;
+		Datum id = slot_getattr(slot, ID_EVENT_ID + 1, &isnull);
+
+		id_filter_add(segment->filter, id_filter_hash(DatumGetUUIDP(id)));
 	}
-	SPI_cursor_close(portal);
-	pfree(sql);
+	table_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, NoLock);
+
+	/* an error before leaves nothing behind */
+	MemoryContextSetParent(context, TopMemoryContext);
+	return segment;
 }
 
 /* Makes closed_segments what the table says. */
@@ -173,7 +201,6 @@ sync_closed_segments(void)
 	for (uint64 i = 0; i < n; i++)
 	{
 		bool known = false;
-		MemoryContext context;
 		Segment *segment;
 
 		for (segment = closed_segments; segment != NULL; segment = segment->next)
@@ -181,97 +208,122 @@ sync_closed_segments(void)
 				known = true;
 		if (known)
 			continue;
-		/* linked only when it is complete: an error in between leaves nothing behind */
-		context = AllocSetContextCreate(CurrentMemoryContext, "evstream id segment",
-										ALLOCSET_SMALL_SIZES);
-		segment = MemoryContextAllocZero(context, sizeof(Segment));
-		segment->segment_id = numbers[i];
-		segment->context = context;
-		load_filter(segment);
-		MemoryContextSetParent(context, TopMemoryContext);
+		segment = load_segment(numbers[i]);
 		segment->next = closed_segments;
 		closed_segments = segment;
 	}
 	pfree(numbers);
 }
 
-static Datum
-uuid_array(const pg_uuid_t *ids, int n)
-{
-	Datum *elements = palloc(Max(1, n) * sizeof(Datum));
-	Datum result;
+/* How far ahead of a look its cache line is asked for */
+#define AHEAD 16
 
-	for (int i = 0; i < n; i++)
-		elements[i] = UUIDPGetDatum(&ids[i]);
-	result = PointerGetDatum(construct_array(elements, n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
-	pfree(elements);
-	return result;
-}
-
+/* Of the ids that are new so far, those that the segment may have. */
 static int
-compare_ids(const void *a, const void *b)
+likely_hits(const Segment *segment, const uint64 *hashes, int nids, const bool *is_new, int *hits)
 {
-	return memcmp(a, b, UUID_LEN);
+	int nhits = 0;
+
+	for (int i = 0; i < nids; i++)
+	{
+		if (i + AHEAD < nids)
+			id_filter_prefetch(segment->filter, hashes[i + AHEAD]);
+		if (is_new[i] && id_filter_may_have(segment->filter, hashes[i]))
+			hits[nhits++] = i;
+	}
+	return nhits;
 }
 
 static void
-set_found(const pg_uuid_t *ids, int nids, const pg_uuid_t *id, bool *flags, bool value)
+look_up(Bulk *bulk, const pg_uuid_t *ids, const int *hits, int nhits, bool *is_new)
 {
-	const pg_uuid_t *found = bsearch(id, ids, nids, sizeof(pg_uuid_t), compare_ids);
+	for (int i = 0; i < nhits; i++)
+	{
+		Datum id = UUIDPGetDatum(&ids[hits[i]]);
 
-	if (found != NULL)
-		flags[found - ids] = value;
+		if (bulk_find(bulk, &id_key, &id) != NULL)
+			is_new[hits[i]] = false;
+	}
+}
+
+typedef struct Adding
+{
+	const pg_uuid_t *ids;
+	bool *is_new;
+	int *added; /* of the n-th row that is written the index in ids */
+} Adding;
+
+/*
+ * Another consumer was first, or is about to be.  Ids are written in their
+ * order, and so waited for in it: two consumers never wait for each other.
+ */
+static bool
+settle_id(Bulk *bulk, int64 number, TupleTableSlot *slot, void *arg)
+{
+	Adding *adding = arg;
+	int i = adding->added[number];
+
+	Datum id = UUIDPGetDatum(&adding->ids[i]);
+
+	if (!bulk_settle(bulk, &id_key, &id, &slot->tts_tid))
+		return false;
+	adding->is_new[i] = false;
+	return true;
 }
 
 void
 dedupe_ids(const pg_uuid_t *ids, int nids, bool *is_new)
 {
 	int32 current = lock_open_segment();
-	pg_uuid_t *hits = palloc(nids * sizeof(pg_uuid_t));
-	int nfresh = 0;
-	Oid types[1] = {UUIDARRAYOID};
-	Datum values[1];
-	char *sql;
-	uint64 ninserted;
+	uint64 *hashes = palloc(nids * sizeof(uint64));
+	int *hits = palloc(nids * sizeof(int));
+	int nhits;
+	int nadded = 0;
+	Adding adding = {.ids = ids, .is_new = is_new, .added = palloc(nids * sizeof(int))};
+	Bulk *bulk;
 
 	for (int i = 0; i < nids; i++)
+	{
 		is_new[i] = true;
+		hashes[i] = id_filter_hash(&ids[i]);
+	}
 
 	sync_closed_segments();
 	for (Segment *segment = closed_segments; segment != NULL; segment = segment->next)
 	{
-		int nhits = 0;
-
-		for (int i = 0; i < nids; i++)
-			if (is_new[i] &&
-				!bloom_lacks_element(segment->filter, (unsigned char *) ids[i].data, UUID_LEN))
-				hits[nhits++] = ids[i];
+		nhits = likely_hits(segment, hashes, nids, is_new, hits);
 		if (nhits == 0)
 			continue;
-		sql = psprintf("SELECT event_id FROM evstream.ids_%d WHERE event_id = ANY ($1)",
-					   segment->segment_id);
-		values[0] = uuid_array(hits, nhits);
-		sql_execute(sql, 1, types, values, NULL, SPI_OK_SELECT);
-		for (uint64 i = 0; i < SPI_processed; i++)
-			set_found(ids, nids, DatumGetUUIDP(sql_column(i, 1, NULL)), is_new, false);
+		bulk = bulk_open(segment_relid(segment->segment_id), ID_COLUMNS, NULL, NULL);
+		look_up(bulk, ids, hits, nhits, is_new);
+		bulk_close(bulk);
 	}
 
+	if (open_segment_filter != NULL && open_segment_filter->segment_id != current)
+	{
+		MemoryContextDelete(open_segment_filter->context);
+		open_segment_filter = NULL;
+	}
+	if (open_segment_filter == NULL)
+		open_segment_filter = load_segment(current);
+	bulk = bulk_open(segment_relid(current), ID_COLUMNS, settle_id, &adding);
+	nhits = likely_hits(open_segment_filter, hashes, nids, is_new, hits);
+	look_up(bulk, ids, hits, nhits, is_new);
 	for (int i = 0; i < nids; i++)
-		if (is_new[i])
-			hits[nfresh++] = ids[i];
-	if (nfresh == 0)
-		return;
-	sql = psprintf(
-		"INSERT INTO evstream.ids_%d (segment_id, event_id)"
-		" SELECT %d, i FROM pg_catalog.unnest($1) AS i ON CONFLICT (event_id) DO NOTHING RETURNING event_id",
-		current, current);
-	values[0] = uuid_array(hits, nfresh);
-	ninserted = sql_execute_kept(sql, 1, types, values, NULL, false, SPI_OK_INSERT_RETURNING);
-	if (ninserted == nfresh)
-		return;
-	memset(is_new, 0, nids * sizeof(bool));
-	for (uint64 i = 0; i < ninserted; i++)
-		set_found(ids, nids, DatumGetUUIDP(sql_column(i, 1, NULL)), is_new, true);
+	{
+		TupleTableSlot *slot;
+
+		if (!is_new[i])
+			continue;
+		adding.added[nadded++] = i;
+		slot = bulk_slot(bulk);
+		slot->tts_values[ID_SEGMENT_ID] = Int32GetDatum(current);
+		slot->tts_values[ID_EVENT_ID] = UUIDPGetDatum(&ids[i]);
+		id_filter_add(open_segment_filter->filter, hashes[i]);
+		bulk_put(bulk, slot);
+	}
+	bulk_close(bulk);
+	CommandCounterIncrement();
 }
 
 void

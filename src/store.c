@@ -11,24 +11,20 @@
  */
 #include "postgres.h"
 
-#include "access/heapam.h"
-#include "access/table.h"
-#include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
-#include "executor/executor.h"
 #include "executor/spi.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
-#include "utils/memutils.h"
-#include "utils/rel.h"
 #include "utils/timestamp.h"
 
+#include "bulk.h"
 #include "compat.h"
+#include "jsonb_flat.h"
 #include "partition.h"
 #include "settings.h"
 #include "sql.h"
@@ -52,24 +48,8 @@ enum
 	EV_COLUMNS
 };
 
-/* Tuples given to the table at a time, as COPY has it */
-#define STORE_CHUNK 1000
-
-/* A partition that is being written to */
-typedef struct StoreTarget
-{
-	Relation rel;
-	EState *estate;
-	ResultRelInfo *result_rel;
-	BulkInsertState bistate;
-	TupleTableSlot *slots[STORE_CHUNK];
-	int nmade; /* slots that exist */
-	int nfilled;
-	MemoryContext values; /* of the filled slots */
-} StoreTarget;
-
-static void
-open_target(StoreTarget *target, TimestampTz received_at)
+static Bulk *
+open_leaf(TimestampTz received_at)
 {
 	char name[NAMEDATALEN];
 	int year;
@@ -83,61 +63,7 @@ open_target(StoreTarget *target, TimestampTz received_at)
 	relid = get_relname_relid(name, get_namespace_oid("evstream", false));
 	if (!OidIsValid(relid))
 		elog(ERROR, "table \"evstream.%s\" does not exist", name);
-
-	memset(target, 0, sizeof(*target));
-	target->rel = table_open(relid, RowExclusiveLock);
-	if (RelationGetNumberOfAttributes(target->rel) != EV_COLUMNS)
-		ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
-						errmsg("table \"%s\" has not the columns of evstream.events",
-							   RelationGetRelationName(target->rel))));
-	target->estate = CreateExecutorState();
-	target->result_rel = makeNode(ResultRelInfo);
-	InitResultRelInfo(target->result_rel, target->rel, 1, NULL, 0);
-	ExecOpenIndices(target->result_rel, false);
-	target->bistate = GetBulkInsertState();
-	target->values =
-		AllocSetContextCreate(CurrentMemoryContext, "evstream events", ALLOCSET_DEFAULT_SIZES);
-}
-
-static void
-flush_target(StoreTarget *target)
-{
-	MemoryContext old;
-
-	if (target->nfilled == 0)
-		return;
-	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(target->estate));
-	table_multi_insert(target->rel, target->slots, target->nfilled, GetCurrentCommandId(true), 0,
-					   target->bistate);
-	MemoryContextSwitchTo(old);
-	if (target->result_rel->ri_NumIndices > 0)
-	{
-		for (int i = 0; i < target->nfilled; i++)
-		{
-			list_free(
-				compat_ExecInsertIndexTuples(target->result_rel, target->slots[i], target->estate));
-			ResetPerTupleExprContext(target->estate);
-		}
-	}
-	for (int i = 0; i < target->nfilled; i++)
-		ExecClearTuple(target->slots[i]);
-	ResetPerTupleExprContext(target->estate);
-	MemoryContextReset(target->values);
-	target->nfilled = 0;
-}
-
-static void
-close_target(StoreTarget *target)
-{
-	flush_target(target);
-	for (int i = 0; i < target->nmade; i++)
-		ExecDropSingleTupleTableSlot(target->slots[i]);
-	FreeBulkInsertState(target->bistate);
-	table_finish_bulk_insert(target->rel, 0);
-	ExecCloseIndices(target->result_rel);
-	FreeExecutorState(target->estate);
-	table_close(target->rel, NoLock);
-	MemoryContextDelete(target->values);
+	return bulk_open(relid, EV_COLUMNS, NULL, NULL);
 }
 
 static Datum
@@ -147,28 +73,20 @@ text_datum(EventText source, bool *isnull)
 	return *isnull ? (Datum) 0 : PointerGetDatum(cstring_to_text_with_len(source.data, source.len));
 }
 
-/* A type's input function on text without NUL at its end */
 static Datum
-input_datum(PGFunction input, EventText source)
+numeric_datum(EventText text)
 {
-	return DirectFunctionCall3(input, CStringGetDatum(pnstrdup(source.data, source.len)),
+	return DirectFunctionCall3(numeric_in, CStringGetDatum(pnstrdup(text.data, text.len)),
 							   ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1));
 }
 
 static void
-fill_slot(StoreTarget *target, const BatchRecord *record)
+put_event(Bulk *bulk, const BatchRecord *record)
 {
-	TupleTableSlot *slot;
+	TupleTableSlot *slot = bulk_slot(bulk);
 	const Event *event = &record->event;
-	MemoryContext old;
+	MemoryContext old = MemoryContextSwitchTo(bulk_context(bulk));
 
-	if (target->nfilled == target->nmade)
-		target->slots[target->nmade++] = table_slot_create(target->rel, NULL);
-	slot = target->slots[target->nfilled++];
-	ExecClearTuple(slot);
-	memset(slot->tts_isnull, 0, EV_COLUMNS * sizeof(bool));
-
-	old = MemoryContextSwitchTo(target->values);
 	slot->tts_values[EV_EVENT_ID] = UUIDPGetDatum(&record->id);
 	slot->tts_values[EV_USER_ID] = text_datum(event->user_id, &slot->tts_isnull[EV_USER_ID]);
 	slot->tts_values[EV_EVENT_TYPE] =
@@ -178,25 +96,23 @@ fill_slot(StoreTarget *target, const BatchRecord *record)
 	slot->tts_values[EV_ITEM_ID] = text_datum(event->item_id, &slot->tts_isnull[EV_ITEM_ID]);
 	slot->tts_isnull[EV_AMOUNT] = event->amount.data == NULL;
 	slot->tts_values[EV_AMOUNT] =
-		event->amount.data == NULL ? (Datum) 0 : input_datum(numeric_in, event->amount);
+		event->amount.data == NULL ? (Datum) 0 : numeric_datum(event->amount);
 	slot->tts_values[EV_USER_TIER] = text_datum(event->user_tier, &slot->tts_isnull[EV_USER_TIER]);
-	slot->tts_values[EV_PROPERTIES] = input_datum(jsonb_in, event->properties);
+	slot->tts_values[EV_PROPERTIES] =
+		jsonb_from_object(event->properties.data, event->properties.len);
 	slot->tts_values[EV_LOG_ID] = Int32GetDatum(record->part->log_id);
 	slot->tts_values[EV_LOG_PARTITION] = Int32GetDatum(record->part->partition);
 	slot->tts_values[EV_LOG_OFFSET] = Int64GetDatum(record->offset);
 	slot->tts_values[EV_TRACEPARENT] =
 		text_datum(event->traceparent, &slot->tts_isnull[EV_TRACEPARENT]);
 	MemoryContextSwitchTo(old);
-
-	slot->tts_tableOid = RelationGetRelid(target->rel);
-	ExecStoreVirtualTuple(slot);
+	bulk_put(bulk, slot);
 }
 
 void
 store_events(const Batch *batch)
 {
-	StoreTarget target;
-	bool is_open = false;
+	Bulk *bulk = NULL;
 	DateADT day = 0;
 
 	for (int i = 0; i < batch->nrecords; i++)
@@ -205,23 +121,20 @@ store_events(const Batch *batch)
 
 		if (!batch_is_new(record))
 			continue;
-		if (is_open && partition_day(record->received_at) != day)
+		if (bulk != NULL && partition_day(record->received_at) != day)
 		{
-			close_target(&target);
-			is_open = false;
+			bulk_close(bulk);
+			bulk = NULL;
 		}
-		if (!is_open)
+		if (bulk == NULL)
 		{
-			open_target(&target, record->received_at);
+			bulk = open_leaf(record->received_at);
 			day = partition_day(record->received_at);
-			is_open = true;
 		}
-		fill_slot(&target, record);
-		if (target.nfilled == STORE_CHUNK)
-			flush_target(&target);
+		put_event(bulk, record);
 	}
-	if (is_open)
-		close_target(&target);
+	if (bulk != NULL)
+		bulk_close(bulk);
 	CommandCounterIncrement();
 }
 

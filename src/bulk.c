@@ -1,0 +1,372 @@
+/*-------------------------------------------------------------------------
+ *
+ * bulk.c
+ *	  Rows straight into one table and its indexes, and rows found by a key.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "executor/executor.h"
+#include "storage/lmgr.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "bulk.h"
+#include "compat.h"
+
+/* Rows given to the table at a time, as COPY has it */
+#define BULK_CHUNK 1000
+
+struct Bulk
+{
+	Relation rel;
+	EState *estate;
+	ResultRelInfo *result_rel;
+	TupleDesc desc; /* a copy counts no references, and each slot has one */
+	BulkInsertState bistate;
+	TupleTableSlot *slots[BULK_CHUNK];
+	int nmade; /* slots that exist */
+	int nfilled;
+	int64 nwritten;
+	MemoryContext context; /* in which it was opened */
+	MemoryContext values;  /* of the filled slots */
+	BulkConflict conflict;
+	void *conflict_arg;
+	ItemPointerData *taken_back;
+	int ntaken_back;
+	int allocated;
+	/* for rows that are found by a key */
+	Relation index;
+	ScanKeyData keys[INDEX_MAX_KEYS];
+	int arguments[INDEX_MAX_KEYS]; /* of each key the place in the caller's values */
+	TupleTableSlot *found;
+	TupleTableSlot *changed;
+	IndexScanDesc scan;
+	Snapshot snapshot;
+};
+
+Bulk *
+bulk_open(Oid relid, int ncolumns, BulkConflict conflict, void *arg)
+{
+	Bulk *bulk = palloc0(sizeof(Bulk));
+
+	bulk->context = CurrentMemoryContext;
+	bulk->rel = table_open(relid, RowExclusiveLock);
+	if (RelationGetNumberOfAttributes(bulk->rel) != ncolumns)
+		ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
+						errmsg("table \"%s\" has not the columns that evstream gave it",
+							   RelationGetRelationName(bulk->rel))));
+	bulk->estate = CreateExecutorState();
+	bulk->result_rel = makeNode(ResultRelInfo);
+	InitResultRelInfo(bulk->result_rel, bulk->rel, 0, NULL, 0);
+	ExecOpenIndices(bulk->result_rel, false);
+	bulk->desc = CreateTupleDescCopy(RelationGetDescr(bulk->rel));
+	bulk->bistate = GetBulkInsertState();
+	bulk->values =
+		AllocSetContextCreate(CurrentMemoryContext, "evstream rows", ALLOCSET_DEFAULT_SIZES);
+	bulk->conflict = conflict;
+	bulk->conflict_arg = arg;
+	return bulk;
+}
+
+Relation
+bulk_relation(const Bulk *bulk)
+{
+	return bulk->rel;
+}
+
+/* ---- rows that are added ---- */
+
+TupleTableSlot *
+bulk_slot(Bulk *bulk)
+{
+	TupleTableSlot *slot;
+
+	if (bulk->nfilled == bulk->nmade)
+	{
+		MemoryContext old = MemoryContextSwitchTo(bulk->context);
+
+		bulk->slots[bulk->nmade++] =
+			MakeSingleTupleTableSlot(bulk->desc, table_slot_callbacks(bulk->rel));
+		MemoryContextSwitchTo(old);
+	}
+	slot = bulk->slots[bulk->nfilled];
+	ExecClearTuple(slot);
+	memset(slot->tts_isnull, 0, slot->tts_tupleDescriptor->natts * sizeof(bool));
+	return slot;
+}
+
+MemoryContext
+bulk_context(Bulk *bulk)
+{
+	return bulk->values;
+}
+
+void
+bulk_put(Bulk *bulk, TupleTableSlot *slot)
+{
+	Assert(slot == bulk->slots[bulk->nfilled]);
+	slot->tts_tableOid = RelationGetRelid(bulk->rel);
+	ExecStoreVirtualTuple(slot);
+	if (++bulk->nfilled == BULK_CHUNK)
+		bulk_flush(bulk);
+}
+
+static void
+take_back(Bulk *bulk, ItemPointer tid)
+{
+	if (bulk->ntaken_back == bulk->allocated)
+	{
+		MemoryContext old = MemoryContextSwitchTo(bulk->context);
+
+		bulk->allocated = bulk->allocated == 0 ? 64 : bulk->allocated * 2;
+		bulk->taken_back =
+			bulk->taken_back == NULL
+				? palloc(bulk->allocated * sizeof(ItemPointerData))
+				: repalloc(bulk->taken_back, bulk->allocated * sizeof(ItemPointerData));
+		MemoryContextSwitchTo(old);
+	}
+	bulk->taken_back[bulk->ntaken_back++] = *tid;
+}
+
+static void
+delete_taken_back(Bulk *bulk)
+{
+	Snapshot snapshot;
+
+	/* what this command has written is to be seen */
+	CommandCounterIncrement();
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	for (int i = 0; i < bulk->ntaken_back; i++)
+		simple_table_tuple_delete(bulk->rel, &bulk->taken_back[i], snapshot);
+	UnregisterSnapshot(snapshot);
+	bulk->ntaken_back = 0;
+}
+
+void
+bulk_flush(Bulk *bulk)
+{
+	MemoryContext old;
+
+	if (bulk->nfilled == 0)
+		return;
+	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(bulk->estate));
+	table_multi_insert(bulk->rel, bulk->slots, bulk->nfilled, GetCurrentCommandId(true), 0,
+					   bulk->bistate);
+	for (int i = 0; i < bulk->nfilled && bulk->result_rel->ri_NumIndices > 0; i++)
+	{
+		bool conflict = false;
+
+		compat_ExecTryIndexTuples(bulk->result_rel, bulk->slots[i], bulk->estate,
+								  bulk->conflict != NULL, &conflict);
+		if (conflict &&
+			bulk->conflict(bulk, bulk->nwritten + i, bulk->slots[i], bulk->conflict_arg))
+			take_back(bulk, &bulk->slots[i]->tts_tid);
+		ResetPerTupleExprContext(bulk->estate);
+	}
+	MemoryContextSwitchTo(old);
+	for (int i = 0; i < bulk->nfilled; i++)
+		ExecClearTuple(bulk->slots[i]);
+	ResetPerTupleExprContext(bulk->estate);
+	MemoryContextReset(bulk->values);
+	bulk->nwritten += bulk->nfilled;
+	bulk->nfilled = 0;
+	if (bulk->ntaken_back > 0)
+		delete_taken_back(bulk);
+}
+
+/* ---- rows that are found ---- */
+
+/* Is it whole, valid, and on these columns alone? */
+static bool
+is_key(Relation index, const IndexInfo *info, const BulkKey *key, int *arguments)
+{
+	Form_pg_index form = index->rd_index;
+
+	if (!form->indisunique || !form->indimmediate || !form->indisvalid ||
+		form->indnatts != key->ncolumns || info->ii_Predicate != NIL)
+		return false;
+	for (int i = 0; i < key->ncolumns; i++)
+	{
+		arguments[i] = -1;
+		for (int c = 0; c < key->ncolumns; c++)
+			if (form->indkey.values[i] == key->columns[c])
+				arguments[i] = c;
+		if (arguments[i] < 0)
+			return false;
+	}
+	return true;
+}
+
+static void
+use_key(Bulk *bulk, const BulkKey *key)
+{
+	ResultRelInfo *result_rel = bulk->result_rel;
+
+	if (bulk->index != NULL)
+		return;
+	for (int i = 0; i < result_rel->ri_NumIndices && bulk->index == NULL; i++)
+		if (is_key(result_rel->ri_IndexRelationDescs[i], result_rel->ri_IndexRelationInfo[i], key,
+				   bulk->arguments))
+			bulk->index = result_rel->ri_IndexRelationDescs[i];
+	if (bulk->index == NULL)
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("table \"%s\" has not the unique index that evstream gave it",
+							   RelationGetRelationName(bulk->rel))));
+	for (int i = 0; i < key->ncolumns; i++)
+	{
+		Oid type = bulk->index->rd_opcintype[i];
+		Oid equal =
+			get_opfamily_member(bulk->index->rd_opfamily[i], type, type, BTEqualStrategyNumber);
+
+		ScanKeyEntryInitialize(&bulk->keys[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
+							   bulk->index->rd_indcollation[i], get_opcode(equal), (Datum) 0);
+	}
+	bulk->found = table_slot_create(bulk->rel, NULL);
+	bulk->changed = table_slot_create(bulk->rel, NULL);
+}
+
+static void
+rescan(Bulk *bulk, IndexScanDesc scan, const Datum *values)
+{
+	for (int i = 0; i < scan->numberOfKeys; i++)
+		bulk->keys[i].sk_argument = values[bulk->arguments[i]];
+	index_rescan(scan, bulk->keys, scan->numberOfKeys, NULL, 0);
+}
+
+TupleTableSlot *
+bulk_find(Bulk *bulk, const BulkKey *key, const Datum *values)
+{
+	/* the scan keeps things from one call to the next */
+	MemoryContext old = MemoryContextSwitchTo(bulk->context);
+	bool found;
+
+	use_key(bulk, key);
+	if (bulk->scan == NULL)
+	{
+		bulk->snapshot = RegisterSnapshot(GetLatestSnapshot());
+		bulk->scan = compat_index_beginscan(bulk->rel, bulk->index, bulk->snapshot, key->ncolumns);
+	}
+	rescan(bulk, bulk->scan, values);
+	found = index_getnext_slot(bulk->scan, ForwardScanDirection, bulk->found);
+	MemoryContextSwitchTo(old);
+	return found ? bulk->found : NULL;
+}
+
+void
+bulk_forget(Bulk *bulk)
+{
+	if (bulk->scan == NULL)
+		return;
+	index_endscan(bulk->scan);
+	UnregisterSnapshot(bulk->snapshot);
+	bulk->scan = NULL;
+}
+
+TupleTableSlot *
+bulk_changed(Bulk *bulk)
+{
+	TupleTableSlot *changed = bulk->changed;
+	int n = changed->tts_tupleDescriptor->natts;
+
+	slot_getallattrs(bulk->found);
+	ExecClearTuple(changed);
+	memcpy(changed->tts_values, bulk->found->tts_values, n * sizeof(Datum));
+	memcpy(changed->tts_isnull, bulk->found->tts_isnull, n * sizeof(bool));
+	return changed;
+}
+
+bool
+bulk_replace(Bulk *bulk)
+{
+	MemoryContext old = MemoryContextSwitchTo(GetPerTupleMemoryContext(bulk->estate));
+	TupleTableSlot *changed = bulk->changed;
+	compat_update_indexes update_indexes;
+	LockTupleMode mode;
+	TM_FailureData failure;
+	TM_Result result;
+
+	changed->tts_tableOid = RelationGetRelid(bulk->rel);
+	ExecStoreVirtualTuple(changed);
+	result =
+		table_tuple_update(bulk->rel, &bulk->found->tts_tid, changed, GetCurrentCommandId(true),
+						   bulk->snapshot, InvalidSnapshot, true, &failure, &mode, &update_indexes);
+	if (result == TM_Ok && update_indexes)
+		compat_ExecUpdateIndexTuples(bulk->result_rel, changed, bulk->estate, update_indexes);
+	MemoryContextSwitchTo(old);
+	ResetPerTupleExprContext(bulk->estate);
+	ExecClearTuple(changed);
+	if (result == TM_Ok)
+		return true;
+	if (result != TM_Updated && result != TM_Deleted)
+		elog(ERROR, "unexpected result %d of an update of \"%s\"", result,
+			 RelationGetRelationName(bulk->rel));
+	ExecClearTuple(bulk->found);
+	bulk_forget(bulk);
+	return false;
+}
+
+bool
+bulk_settle(Bulk *bulk, const BulkKey *key, const Datum *values, ItemPointer own)
+{
+	MemoryContext old = MemoryContextSwitchTo(bulk->context);
+	TupleTableSlot *slot;
+	bool other = false;
+
+	use_key(bulk, key);
+	slot = bulk->found;
+	for (;;)
+	{
+		TransactionId waited_for = InvalidTransactionId;
+		SnapshotData dirty;
+		IndexScanDesc scan;
+
+		InitDirtySnapshot(dirty);
+		scan = compat_index_beginscan(bulk->rel, bulk->index, &dirty, key->ncolumns);
+		rescan(bulk, scan, values);
+		other = false;
+		while (!other && index_getnext_slot(scan, ForwardScanDirection, slot))
+		{
+			if (ItemPointerEquals(&slot->tts_tid, own))
+				continue;
+			other = true;
+			waited_for = TransactionIdIsValid(dirty.xmin) ? dirty.xmin : dirty.xmax;
+		}
+		ExecClearTuple(slot);
+		index_endscan(scan);
+		if (!TransactionIdIsValid(waited_for))
+			break;
+		XactLockTableWait(waited_for, bulk->rel, own, XLTW_InsertIndex);
+	}
+	MemoryContextSwitchTo(old);
+	return other;
+}
+
+void
+bulk_close(Bulk *bulk)
+{
+	bulk_flush(bulk);
+	bulk_forget(bulk);
+	if (bulk->found != NULL)
+	{
+		ExecDropSingleTupleTableSlot(bulk->found);
+		ExecDropSingleTupleTableSlot(bulk->changed);
+	}
+	for (int i = 0; i < bulk->nmade; i++)
+		ExecDropSingleTupleTableSlot(bulk->slots[i]);
+	FreeBulkInsertState(bulk->bistate);
+	table_finish_bulk_insert(bulk->rel, 0);
+	ExecCloseIndices(bulk->result_rel);
+	FreeExecutorState(bulk->estate);
+	table_close(bulk->rel, NoLock);
+	MemoryContextDelete(bulk->values);
+	pfree(bulk);
+}

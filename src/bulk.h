@@ -1,0 +1,80 @@
+/*-------------------------------------------------------------------------
+ *
+ * bulk.h
+ *	  Rows straight into one table and its indexes, many to a page and a WAL
+ *	  record, as COPY does it; and rows found by a unique key.
+ *
+ * In a transaction; raises errors as SQL does.  Below the level of triggers and
+ * constraints: for tables of our own.  Indexes are kept whatever they are.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef EVSTREAM_BULK_H
+#define EVSTREAM_BULK_H
+
+#include "postgres.h"
+
+#include "executor/tuptable.h"
+#include "utils/relcache.h"
+
+typedef struct Bulk Bulk;
+
+/*
+ * A row that was written has its key in common with another one that lives, or
+ * that a transaction in progress has written.  Called right after the row got
+ * into the indexes, with its number among those that were put, from 0; returns
+ * true if the row is to be taken back.
+ */
+typedef bool (*BulkConflict)(Bulk *bulk, int64 number, TupleTableSlot *slot, void *arg);
+
+/*
+ * Opens a table of ncolumns columns, in the present memory context.  Without
+ * `conflict` a key that is there already raises unique_violation.
+ */
+extern Bulk *bulk_open(Oid relid, int ncolumns, BulkConflict conflict, void *arg);
+extern Relation bulk_relation(const Bulk *bulk);
+
+/*
+ * The next row's slot, for the caller to fill in tts_values and tts_isnull (at
+ * first all false).  What the values point to has to live until the row is
+ * written: bulk_context() is for that, it is emptied then.  bulk_put() gives the
+ * slot back, and bulk_flush() writes what was put.
+ */
+extern TupleTableSlot *bulk_slot(Bulk *bulk);
+extern MemoryContext bulk_context(Bulk *bulk);
+extern void bulk_put(Bulk *bulk, TupleTableSlot *slot);
+extern void bulk_flush(Bulk *bulk);
+
+/* Columns of a key; the table has a unique index on just these. */
+typedef struct BulkKey
+{
+	int ncolumns;
+	AttrNumber columns[INDEX_MAX_KEYS];
+} BulkKey;
+
+/*
+ * The row of that key, or NULL: as of the first call, or of the last one that
+ * came after bulk_replace() gave false or bulk_forget().  A bulk has one key for all calls.
+ */
+extern TupleTableSlot *bulk_find(Bulk *bulk, const BulkKey *key, const Datum *values);
+
+/*
+ * A slot with the values of the row found last, for the caller to change those
+ * that are not of the key.  bulk_replace() writes them as the new version of the
+ * row, and waits for who else has it in hand; false if the row is not any more as
+ * it was found: it is to be looked for again.
+ */
+extern TupleTableSlot *bulk_changed(Bulk *bulk);
+extern bool bulk_replace(Bulk *bulk);
+extern void bulk_forget(Bulk *bulk);
+
+/*
+ * Is there a row of that key, other than `own`, which lives or will when a
+ * transaction in progress commits?  Waits for the ends of such transactions.
+ */
+extern bool bulk_settle(Bulk *bulk, const BulkKey *key, const Datum *values, ItemPointer own);
+
+/* Writes what is left, and closes the table; its lock stays. */
+extern void bulk_close(Bulk *bulk);
+
+#endif /* EVSTREAM_BULK_H */
