@@ -1,0 +1,302 @@
+/*-------------------------------------------------------------------------
+ *
+ * daily_direct.c
+ *	  Daily stats into their tables below the level of statements.
+ *
+ * First the rows that are there get their new versions, in the order of their
+ * keys; then the new ones are added, in that order too, many to a page.  One
+ * that another consumer adds at the same time is noticed in the unique index,
+ * waited for, and gets its new version at the end.  Consumers that meet in
+ * several rows so take nearly always the same order; where not, one of them
+ * is told of a deadlock, and tries again.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "common/int.h"
+#include "executor/executor.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/rel.h"
+#include "utils/timestamp.h"
+
+#include "bulk.h"
+#include "compat.h"
+#include "daily_int.h"
+
+#define KEY_COLUMNS 3
+
+/* In the order of the install script */
+enum
+{
+	COUNT_USER_ID,
+	COUNT_DAY,
+	COUNT_EVENT_TYPE,
+	COUNT_EVENT_COUNT,
+	COUNT_AMOUNT_TOTAL,
+	COUNT_FIRST_EVENT_AT,
+	COUNT_LAST_EVENT_AT,
+	COUNT_UPDATED_AT,
+	COUNT_COLUMNS
+};
+
+enum
+{
+	ITEM_USER_ID,
+	ITEM_ITEM_ID,
+	ITEM_DAY,
+	ITEM_VIEW_COUNT,
+	ITEM_CLICK_COUNT,
+	ITEM_PURCHASE_COUNT,
+	ITEM_EVENT_COUNT,
+	ITEM_UPDATED_AT,
+	ITEM_COLUMNS
+};
+
+/* What differs between the tables.  The key is in the first columns of both. */
+typedef struct Kind
+{
+	int ncolumns;
+	void (*get_key)(const void *row, Datum *key);
+	void (*fill)(const void *row, TupleTableSlot *slot); /* a new row's, but for the key */
+	void (*add)(const void *row, TupleTableSlot *slot);  /* to an old row's */
+} Kind;
+
+static const BulkKey first_columns = {.ncolumns = KEY_COLUMNS, .columns = {1, 2, 3}};
+
+typedef Datum RowKey[KEY_COLUMNS];
+
+/* Rows on their way into one leaf */
+typedef struct Writing
+{
+	const Kind *kind;
+	Bulk *bulk;
+	void **rows;
+	RowKey *keys;
+	int *fresh; /* rows that were not found, in the order in which they are added */
+	int nfresh;
+	int *met; /* of these, those that another transaction has added first */
+	int nmet;
+} Writing;
+
+static Datum
+text_datum(EventText text)
+{
+	return PointerGetDatum(cstring_to_text_with_len(text.data, text.len));
+}
+
+static Datum
+updated_at(void)
+{
+	return TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
+}
+
+/* ---- counts by user, day and type ---- */
+
+static void
+count_key(const void *arg, Datum *key)
+{
+	const CountRow *row = arg;
+
+	key[COUNT_USER_ID] = text_datum(row->user_id);
+	key[COUNT_DAY] = DateADTGetDatum(row->day);
+	key[COUNT_EVENT_TYPE] = text_datum(row->event_type);
+}
+
+static void
+count_fill(const void *arg, TupleTableSlot *slot)
+{
+	const CountRow *row = arg;
+
+	slot->tts_values[COUNT_EVENT_COUNT] = Int64GetDatum(row->count);
+	slot->tts_isnull[COUNT_AMOUNT_TOTAL] = !row->has_amount;
+	slot->tts_values[COUNT_AMOUNT_TOTAL] = row->has_amount ? daily_amount(row->amount) : (Datum) 0;
+	slot->tts_values[COUNT_FIRST_EVENT_AT] = TimestampTzGetDatum(row->first);
+	slot->tts_values[COUNT_LAST_EVENT_AT] = TimestampTzGetDatum(row->last);
+	slot->tts_values[COUNT_UPDATED_AT] = updated_at();
+}
+
+static void
+count_add(const void *arg, TupleTableSlot *slot)
+{
+	const CountRow *row = arg;
+	Datum *values = slot->tts_values;
+	int64 count;
+
+	if (pg_add_s64_overflow(DatumGetInt64(values[COUNT_EVENT_COUNT]), row->count, &count))
+		ereport(ERROR,
+				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE), errmsg("bigint out of range")));
+	values[COUNT_EVENT_COUNT] = Int64GetDatum(count);
+	if (row->has_amount)
+	{
+		Datum amount = daily_amount(row->amount);
+
+		values[COUNT_AMOUNT_TOTAL] =
+			slot->tts_isnull[COUNT_AMOUNT_TOTAL]
+				? amount
+				: DirectFunctionCall2(numeric_add, values[COUNT_AMOUNT_TOTAL], amount);
+		slot->tts_isnull[COUNT_AMOUNT_TOTAL] = false;
+	}
+	values[COUNT_FIRST_EVENT_AT] =
+		TimestampTzGetDatum(Min(DatumGetTimestampTz(values[COUNT_FIRST_EVENT_AT]), row->first));
+	values[COUNT_LAST_EVENT_AT] =
+		TimestampTzGetDatum(Max(DatumGetTimestampTz(values[COUNT_LAST_EVENT_AT]), row->last));
+	values[COUNT_UPDATED_AT] = updated_at();
+}
+
+static const Kind counts = {COUNT_COLUMNS, count_key, count_fill, count_add};
+
+/* ---- counts by user, item and day ---- */
+
+static void
+item_key(const void *arg, Datum *key)
+{
+	const ItemRow *row = arg;
+
+	key[ITEM_USER_ID] = text_datum(row->user_id);
+	key[ITEM_ITEM_ID] = text_datum(row->item_id);
+	key[ITEM_DAY] = DateADTGetDatum(row->day);
+}
+
+static void
+item_fill(const void *arg, TupleTableSlot *slot)
+{
+	const ItemRow *row = arg;
+
+	slot->tts_values[ITEM_VIEW_COUNT] = Int64GetDatum(row->views);
+	slot->tts_values[ITEM_CLICK_COUNT] = Int64GetDatum(row->clicks);
+	slot->tts_values[ITEM_PURCHASE_COUNT] = Int64GetDatum(row->purchases);
+	slot->tts_values[ITEM_EVENT_COUNT] = Int64GetDatum(row->count);
+	slot->tts_values[ITEM_UPDATED_AT] = updated_at();
+}
+
+static void
+item_add(const void *arg, TupleTableSlot *slot)
+{
+	const ItemRow *row = arg;
+	const int64 more[] = {row->views, row->clicks, row->purchases, row->count};
+
+	for (int i = 0; i < lengthof(more); i++)
+	{
+		Datum *value = &slot->tts_values[ITEM_VIEW_COUNT + i];
+		int64 sum;
+
+		if (pg_add_s64_overflow(DatumGetInt64(*value), more[i], &sum))
+			ereport(ERROR,
+					(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE), errmsg("bigint out of range")));
+		*value = Int64GetDatum(sum);
+	}
+	slot->tts_values[ITEM_UPDATED_AT] = updated_at();
+}
+
+static const Kind items = {ITEM_COLUMNS, item_key, item_fill, item_add};
+
+/* ---- both ---- */
+
+static bool
+is_plain(Relation rel)
+{
+	TupleConstr *constraints = RelationGetDescr(rel)->constr;
+
+	return rel->rd_rel->relkind == RELKIND_RELATION && rel->trigdesc == NULL &&
+		   rel->rd_rules == NULL && !rel->rd_rel->relrowsecurity &&
+		   (constraints == NULL ||
+			(constraints->num_check == 0 && !constraints->has_generated_stored));
+}
+
+/* The new version of a row that is there; false if it is not. */
+static bool
+add_to_row(Writing *writing, int i)
+{
+	while (bulk_find(writing->bulk, &first_columns, writing->keys[i]) != NULL)
+	{
+		writing->kind->add(writing->rows[i], bulk_changed(writing->bulk));
+		if (bulk_replace(writing->bulk))
+			return true;
+	}
+	return false;
+}
+
+static bool
+settle_row(Bulk *bulk, int64 number, TupleTableSlot *slot, void *arg)
+{
+	Writing *writing = arg;
+	int i = writing->fresh[number];
+
+	if (!bulk_settle(bulk, &first_columns, writing->keys[i], &slot->tts_tid))
+		return false;
+	writing->met[writing->nmet++] = i;
+	return true;
+}
+
+/* False, and nothing is done, if the leaf is not plain. */
+static bool
+write_rows(Writing *writing, const Kind *kind, void **rows, int nrows, Oid leaf)
+{
+	Bulk *bulk = bulk_open(leaf, kind->ncolumns, settle_row, writing);
+
+	if (!is_plain(bulk_relation(bulk)))
+	{
+		bulk_close(bulk);
+		return false;
+	}
+	writing->kind = kind;
+	writing->bulk = bulk;
+	writing->rows = rows;
+	writing->keys = palloc(nrows * sizeof(RowKey));
+	writing->fresh = palloc(nrows * sizeof(int));
+	writing->met = palloc(nrows * sizeof(int));
+	writing->nfresh = writing->nmet = 0;
+
+	for (int i = 0; i < nrows; i++)
+	{
+		kind->get_key(rows[i], writing->keys[i]);
+		if (!add_to_row(writing, i))
+			writing->fresh[writing->nfresh++] = i;
+	}
+	for (int n = 0; n < writing->nfresh; n++)
+	{
+		int i = writing->fresh[n];
+		TupleTableSlot *slot = bulk_slot(bulk);
+
+		memcpy(slot->tts_values, writing->keys[i], sizeof(RowKey));
+		kind->fill(rows[i], slot);
+		bulk_put(bulk, slot);
+	}
+	bulk_flush(bulk);
+	bulk_forget(bulk);
+	for (int n = 0; n < writing->nmet; n++)
+		if (!add_to_row(writing, writing->met[n]))
+			ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+							errmsg("row of \"%s\" was removed at the same time",
+								   RelationGetRelationName(bulk_relation(bulk)))));
+	bulk_close(bulk);
+	CommandCounterIncrement();
+	return true;
+}
+
+bool
+daily_counts_direct(CountRow **rows, int nrows, Oid leaf)
+{
+	Writing writing;
+
+	if (!write_rows(&writing, &counts, (void **) rows, nrows, leaf))
+		return false;
+	for (int i = 0; i < nrows; i++)
+		rows[i]->is_new_user = false;
+	for (int n = 0; n < writing.nfresh; n++)
+		rows[writing.fresh[n]]->is_new_user = true;
+	for (int n = 0; n < writing.nmet; n++)
+		rows[writing.met[n]]->is_new_user = false;
+	return true;
+}
+
+bool
+daily_items_direct(ItemRow **rows, int nrows, Oid leaf)
+{
+	Writing writing;
+
+	return write_rows(&writing, &items, (void **) rows, nrows, leaf);
+}
