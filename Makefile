@@ -17,7 +17,7 @@ SHLIB_LINK = -lrdkafka -lhiredis $(if $(REDIS_TLS),-lhiredis_ssl -lssl -lcrypto)
 REGRESS = $(if $(wildcard sql/schedule),$(shell sed -n 's/^test: *//p' sql/schedule),$(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql))))
 ISOLATION = $(patsubst specs/%.spec,%,$(sort $(wildcard specs/*.spec)))
 
-BENCH_BIN = bench/evgen bench/kprobe bench/kmock bench/clockstep.so bench/latency
+BENCH_BIN = bench/evgen bench/kprobe bench/kmock bench/clockstep.so bench/latency bench/bare
 EXTRA_CLEAN = $(BENCH_BIN) results
 
 PG_CONFIG ?= pg_config
@@ -102,7 +102,7 @@ accept:
 	@scripts/accept.sh
 
 bench:
-	@scripts/deps.sh build kafka redis
+	@scripts/deps.sh build kafka redis bench
 	@scripts/bench.sh
 
 format:
@@ -129,6 +129,9 @@ bench/kmock: bench/kmock.c
 
 bench/clockstep.so: bench/clockstep.c
 	$(or $(CC),cc) $(TOOL_CFLAGS) -std=gnu11 -shared -fPIC -o $@ $< -ldl
+
+bench/bare: bench/bare.c
+	$(or $(CC),cc) $(TOOL_CFLAGS) -o $@ $< -lrdkafka -ljson-c
 
 bench/latency: bench/latency.c
 	$(or $(CC),cc) $(TOOL_CFLAGS) -D_GNU_SOURCE -I$(shell $(PG_CONFIG) --includedir) -o $@ $< -L$(shell $(PG_CONFIG) --libdir) -lpq

@@ -4,9 +4,18 @@
 # the same throwaway server.
 #
 #   ingest        one consumer takes a Kafka topic that is full already: events
-#                 stored, deduplicated, counted by user and by item. Beside it:
-#                 COPY of the same rows into the same tables, and SQL aggregates
-#   ingest-local  the same from the outbox of the embedded log
+#                 stored, deduplicated, counted by user. Beside it: COPY of the same
+#                 rows into the same tables, their ids into a table with a unique
+#                 index, and an SQL aggregate
+#   ingest-items  the same, and counted by user and item
+#   ingest-local  the same as that from the outbox of the embedded log
+#   counts-only   the same topic without stored events and items. Beside it: a bare
+#                 consumer that parses the records and throws them away (bench/bare.c)
+#   two-consumers two consumers of the line ingest, of which on two cores the broker's
+#                 share is taken off. Beside it: one
+#   growth        the line ingest with 10 million events and ids, and a million users,
+#                 in the tables already. Beside it: empty tables
+#   growth-50m    the same with 50 million; only where B names it (it needs 15 GB)
 #   track         transactions of one evstream_track, by 8 clients, workers
 #                 running. Beside it: INSERT of the same values into a bare table
 #   idle          what all workers of a database take while there is nothing to do,
@@ -22,10 +31,14 @@
 #                 (embedded log). Beside it: INSERT into a bare table, and PUBLISH by
 #                 the client when it is committed
 #   latency-kafka the same with Kafka
+#   memory-consumer, memory-notifier
+#                 the most that one such worker had in all of the above, in MB: memory
+#                 of its own (RssAnon), without what the server's processes share
 #
-# B          the lines to run, separated by spaces (all)
+# B          the lines to run, separated by spaces (all but growth-50m)
 # RUNS       how often each is measured, ours and the other by turns (5)
-# EVENTS     of ingest (1000000); LOCAL_EVENTS of ingest-local (500000)
+# EVENTS     of the topic (1000000; the ratios of 2 million are the same)
+# LOCAL_EVENTS of ingest-local (500000); GROWTH_EVENTS of a run of growth (500000)
 # FANOUT_EVENTS of fanout (200000); LATENCY_RATE of latency (1000 a second)
 # SECONDS_EACH  of a run of track (10), of idle (30) and of latency (20)
 # KEEP       not empty: the server's directory stays
@@ -36,11 +49,13 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-LINES_KNOWN='ingest ingest-local track idle idle-kafka matcher fanout latency latency-kafka'
-LINES=${B:-$LINES_KNOWN}
+LINES_ALL='ingest ingest-items ingest-local counts-only two-consumers growth track idle idle-kafka matcher fanout latency latency-kafka'
+LINES_KNOWN="$LINES_ALL growth-50m"
+LINES=${B:-$LINES_ALL}
 RUNS=${RUNS:-5}
 EVENTS=${EVENTS:-1000000}
 LOCAL_EVENTS=${LOCAL_EVENTS:-500000}
+GROWTH_EVENTS=${GROWTH_EVENTS:-500000}
 TRACK_SECONDS=${SECONDS_EACH:-10}
 IDLE_SECONDS=${SECONDS_EACH:-30}
 FANOUT_EVENTS=${FANOUT_EVENTS:-200000}
@@ -158,7 +173,6 @@ start_kafka()
 	elif [ $rc != 0 ]; then
 		fail 'the broker did not start'
 	fi
-	"$REPO/bench/kprobe" -b "$BROKERS" create bench 4 >/dev/null
 }
 
 redis_here()
@@ -182,20 +196,23 @@ start_redis()
 	fi
 }
 
-for file in ingest track idle matcher fanout latency; do
+for file in ingest track idle matcher fanout latency memory; do
 	. "$REPO/bench/$file.sh"
 done
 
 # ---- the run ----
 
 private_install "$TMP/inst"
-make -s -C "$REPO" bench/evgen bench/kprobe bench/latency
+make -s -C "$REPO" bench/evgen bench/kprobe bench/latency bench/bare
 start_server
+sample_memory >"$TMP/memory" &
 for line in $LINES; do
 	"line_${line//-/_}"
 done
 
 # ---- what came out ----
+
+memory_lines
 
 mkdir -p "$REPO/results"
 {
@@ -205,6 +222,7 @@ mkdir -p "$REPO/results"
 	meta runs $RUNS
 	meta events $EVENTS
 	meta local_events $LOCAL_EVENTS
+	meta growth_events $GROWTH_EVENTS
 	meta fanout_events $FANOUT_EVENTS
 	meta latency_rate $LATENCY_RATE
 	END

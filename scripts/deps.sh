@@ -3,7 +3,7 @@
 # Installs, by apt, the Debian packages that the named groups need and that are
 # missing; does nothing, quickly, where all is there.
 #
-# usage: deps.sh [build] [test] [kafka] [redis] [clients] [fuzz] [format] [roots]
+# usage: deps.sh [build] [test] [kafka] [redis] [clients] [fuzz] [bench] [format] [roots]
 
 set -euo pipefail
 
@@ -59,6 +59,8 @@ for group; do
 			need openjdk-17-jre-headless java17
 			# which is only to fetch the jars with
 			[ -e "$("$(dirname "$0")/kafka.sh" jars)/complete" ] || need maven command -v mvn ;;
+		bench)
+			need libjson-c-dev header json-c/json.h ;;
 		redis)
 			need redis-server command -v redis-server
 			need python3 command -v python3 ;;
