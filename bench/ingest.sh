@@ -207,6 +207,6 @@ growth_line()
 	drop_database grown
 }
 
-line_growth() { growth_line growth 10000000; }
+line_growth() { growth_line growth "$GROWTH_ROWS"; }
 
 line_growth_50m() { growth_line growth-50m 50000000; }
