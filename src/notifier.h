@@ -69,6 +69,13 @@ typedef struct NotifierPartition
 	TimestampTz mirrored_at; /* passed_at as mirrored */
 } NotifierPartition;
 
+/* Both are numbers within the chunk, from 0. */
+typedef struct NotifierDelivery
+{
+	int event;
+	int subscriber;
+} NotifierDelivery;
+
 /* What one call of the script sends, in the notifier's chunk context. */
 typedef struct NotifierChunk
 {
@@ -82,7 +89,8 @@ typedef struct NotifierChunk
 	int nevents; /* those that somebody gets */
 	int events_size;
 	EventText *events; /* as JSON */
-	char **receivers;  /* of each: numbers of subscribers, from 1, with blanks between */
+	int64 deliveries_size;
+	NotifierDelivery *deliveries; /* in the order of events */
 	int nsubscribers;
 	int subscribers_size;
 	char **subscribers;

@@ -34,6 +34,9 @@
 /* New partitions are looked for when nothing is read, and at least so often */
 #define PARTITIONS_EVERY USECS_PER_SEC
 
+/* Of the number of an event in the list of a subscriber, about */
+#define DELIVERY_BYTES 5
+
 /* Memory of one event is given back so often */
 #define SCRATCH_BYTES (1024 * 1024)
 
@@ -47,7 +50,7 @@ typedef struct ReadBatch
 	TransactionId xid; /* that stored it */
 } ReadBatch;
 
-/* Numbers of subscribers in the chunk, by their index in the matcher; 0: none yet. */
+/* Numbers of subscribers in the chunk, from 1, by their index in the matcher; 0: none yet. */
 static int *numbers = NULL;
 static int numbers_size = 0;
 
@@ -307,7 +310,7 @@ format_event(const NotifierPartition *part, Datum *values, bool *nulls, const Ma
 	return result;
 }
 
-/* Number of a subscriber within the chunk, from 1. */
+/* Number of a subscriber within the chunk, from 0. */
 static int
 number_of(NotifierChunk *chunk, int index)
 {
@@ -337,9 +340,9 @@ number_of(NotifierChunk *chunk, int index)
 		}
 		chunk->subscribers[chunk->nsubscribers] = MemoryContextStrdup(notifier.chunk_context, name);
 		numbers[index] = ++chunk->nsubscribers;
-		chunk->bytes += 2 * strlen(name);
+		chunk->bytes += strlen(name);
 	}
-	return numbers[index];
+	return numbers[index] - 1;
 }
 
 static void
@@ -348,7 +351,6 @@ add_event(NotifierChunk *chunk, Datum *values, bool *nulls)
 	MatchEvent match;
 	const int *matched;
 	int n;
-	StringInfoData receivers;
 
 	match.user_id = text_of(values[COL_USER_ID], false);
 	match.event_type = text_of(values[COL_EVENT_TYPE], false);
@@ -365,26 +367,31 @@ add_event(NotifierChunk *chunk, Datum *values, bool *nulls)
 	{
 		chunk->events_size = Max(64, chunk->events_size * 2);
 		if (chunk->events == NULL)
-		{
 			chunk->events =
 				MemoryContextAlloc(notifier.chunk_context, chunk->events_size * sizeof(EventText));
-			chunk->receivers =
-				MemoryContextAlloc(notifier.chunk_context, chunk->events_size * sizeof(char *));
-		}
 		else
-		{
 			chunk->events = repalloc(chunk->events, chunk->events_size * sizeof(EventText));
-			chunk->receivers = repalloc(chunk->receivers, chunk->events_size * sizeof(char *));
-		}
+	}
+	if (chunk->ndeliveries + n > chunk->deliveries_size)
+	{
+		Size bytes;
+
+		chunk->deliveries_size = Max(chunk->ndeliveries + n, chunk->deliveries_size * 2);
+		bytes = chunk->deliveries_size * sizeof(NotifierDelivery);
+		chunk->deliveries = chunk->deliveries
+								? repalloc_huge(chunk->deliveries, bytes)
+								: MemoryContextAllocHuge(notifier.chunk_context, bytes);
 	}
 
-	initStringInfo(&receivers);
 	for (int i = 0; i < n; i++)
-		appendStringInfo(&receivers, "%d ", number_of(chunk, matched[i]));
+	{
+		NotifierDelivery *delivery = &chunk->deliveries[chunk->ndeliveries++];
+
+		delivery->event = chunk->nevents;
+		delivery->subscriber = number_of(chunk, matched[i]);
+	}
 	chunk->events[chunk->nevents] = format_event(chunk->part, values, nulls, &match);
-	chunk->receivers[chunk->nevents] = MemoryContextStrdup(notifier.chunk_context, receivers.data);
-	chunk->bytes += chunk->events[chunk->nevents].len + receivers.len;
-	chunk->ndeliveries += n;
+	chunk->bytes += chunk->events[chunk->nevents].len + n * DELIVERY_BYTES;
 	chunk->nevents++;
 }
 

@@ -218,30 +218,67 @@ begin_args(int64 count)
 	argc = 0;
 }
 
+/* For each subscriber the numbers of its events, from 1, ascending. */
+static void
+add_lists(const NotifierChunk *chunk)
+{
+	int64 *ends = palloc0(Max(1, chunk->nsubscribers) * sizeof(int64)); /* of its part of events */
+	int *events =
+		MemoryContextAllocHuge(CurrentMemoryContext, Max(1, chunk->ndeliveries) * sizeof(int));
+	char *text = MemoryContextAllocHuge(CurrentMemoryContext, 12 * Max(1, chunk->ndeliveries));
+	int64 from = 0;
+
+	for (int64 i = 0; i < chunk->ndeliveries; i++)
+		ends[chunk->deliveries[i].subscriber]++;
+	for (int s = 0; s < chunk->nsubscribers; s++)
+	{
+		int64 count = ends[s];
+
+		ends[s] = from;
+		from += count;
+	}
+	for (int64 i = 0; i < chunk->ndeliveries; i++)
+		events[ends[chunk->deliveries[i].subscriber]++] = chunk->deliveries[i].event + 1;
+	from = 0;
+	for (int s = 0; s < chunk->nsubscribers; s++)
+	{
+		char *end = text;
+
+		for (; from < ends[s]; from++)
+		{
+			end += pg_ltoa(events[from], end);
+			*end++ = ' ';
+		}
+		add_arg(text, end - text);
+		text = end;
+	}
+	pfree(events);
+	pfree(ends);
+}
+
 static void
 build_args(const NotifierChunk *chunk, const char *after)
 {
 	const NotifierPartition *part = chunk->part;
+	const char *prefix = notifier_name("stream:", "");
 
-	begin_args(10 + 2 * (int64) chunk->nevents + 2 * (int64) chunk->nsubscribers);
+	begin_args(11 + (int64) chunk->nevents + 2 * (int64) chunk->nsubscribers);
 	add_text(notifier_name("state", ""));
 	for (int i = 0; i < chunk->nsubscribers; i++)
-		add_text(notifier_name("stream:", chunk->subscribers[i]));
+		add_text(psprintf("%s%s", prefix, chunk->subscribers[i]));
 	add_text(notifier.owner);
 	add_text(psprintf("c:%d:%d", part->log_id, part->partition));
 	add_text(part->sent);
 	add_text(after);
 	add_number(least_epoch());
 	add_number(setting_stream_maxlen);
+	add_number(strlen(prefix) + 1);
 	add_text(notifier_name("notify:", ""));
 	add_text(setting_publish_all ? notifier_name("events", "") : "");
 	add_number(chunk->nevents);
 	for (int i = 0; i < chunk->nevents; i++)
 		add_arg(chunk->events[i].data, chunk->events[i].len);
-	for (int i = 0; i < chunk->nsubscribers; i++)
-		add_text(chunk->subscribers[i]);
-	for (int i = 0; i < chunk->nevents; i++)
-		add_text(chunk->receivers[i]);
+	add_lists(chunk);
 }
 
 bool

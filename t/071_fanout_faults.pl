@@ -250,6 +250,42 @@ redis_cli('HSET', 'evstream:state', 'owner', $foreign . '5');
 settle('an earlier one does not');
 holds('all', 1086, $n, 1, 'nothing is lost or doubled');
 
+# ---- Streams that others write to ----
+
+sql(q{SELECT evstream_subscribe('ahead', ARRAY['ahead'])});
+track(3, 'ahead');
+settle('before');
+my $ahead_from = $n - 2;
+($numbers, $epochs) = stream('ahead');
+redis_cli('XADD', 'evstream:stream:ahead', ($epochs->[0] + 7) . '-9', 'event', '{}');
+track(3, 'ahead');
+settle('an entry of somebody else is in the way');
+($numbers, $epochs) = stream('ahead');
+is("@$numbers", join(' ', $ahead_from .. $n), 'what comes goes behind it, and nothing is passed over');
+is(scalar(@$epochs), 3, 'in a new epoch');
+redis_cli('RENAME', 'evstream:stream:ahead', 'aside');
+track(3, 'ahead');
+settle('its stream is gone');
+($numbers, my $anew, $wrong) = stream('ahead');
+is("@$numbers @$wrong", join(' ', $n - 2 .. $n) . ' ', 'another begins');
+cmp_ok($anew->[0], '>', $epochs->[2], 'in a new epoch');
+redis_cli('RENAME', 'aside', 'evstream:stream:ahead');
+track(3, 'ahead');
+settle('it is back, and behind what is known');
+($numbers) = stream('ahead');
+is("@$numbers", join(' ', $ahead_from .. $n - 6, $n - 2 .. $n), 'it goes on, and the epoch tells of what it has not');
+redis_cli('XADD', 'evstream:stream:ahead', '18446744073709551615-18446744073709551615', 'event', '{}');
+track(3, 'ahead');
+settle('no id is left');
+health('degraded', '"ahead" \(no id can follow', 'which health says');
+holds('all', 1086, $n, 1, 'others have all of it');
+redis_cli('DEL', 'evstream:stream:ahead');
+track(3, 'ahead');
+settle('it is removed');
+($numbers) = stream('ahead');
+is("@$numbers", join(' ', $n - 2 .. $n), 'and begins anew');
+health('degraded|ok', '^(?!.*no id)', 'and health is content');
+
 # ---- Away under load, with filters that change ----
 
 sql(q{SELECT evstream_subscribe('gone')});
