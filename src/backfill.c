@@ -43,8 +43,12 @@
 /* Days with fewer bytes are one stretch. */
 #define SMALL_DAY (4 * 1024 * 1024)
 
-/* What a call waits altogether for events that are being sent, and how often it looks. */
+/*
+ * What a call waits altogether for events that are being sent, and for those of
+ * which it is not known whether they were; and how often it looks.
+ */
 #define SENDING_WAIT_MS 1000
+#define UNKNOWN_WAIT_MS 10000
 #define SENDING_LOOK_MS 10
 
 #define COLUMNS                                                                                    \
@@ -93,6 +97,7 @@ typedef struct Backfill
 	bool has_id; /* else events of that very time come, too */
 
 	bool fan_out;
+	bool workers_fan_out; /* not only this session's setting */
 	TimestampTz called_at;
 	int waited_ms;
 	Sent *sent;
@@ -257,16 +262,32 @@ is_sent(const Backfill *backfill, int32 log_id, int32 partition, TimestampTz at)
 	return false;
 }
 
-/* The same, with some patience for what was stored when this call began. */
+/*
+ * The same, with some patience for what was stored when this call began.  An
+ * event that may be in its stream already, before the end that the client has
+ * noted, must not be left out.
+ */
 static bool
 wait_sent(Backfill *backfill, int32 log_id, int32 partition, TimestampTz at)
 {
 	for (;;)
 	{
+		bool unknown = backfill->workers_fan_out &&
+					   at <= status_notifying_until(MyDatabaseId, log_id, partition);
+
+		/* in this order: what was tried before it was sent is seen by one of the two */
 		if (is_sent(backfill, log_id, partition, at))
 			return true;
-		if (at > backfill->called_at || backfill->waited_ms >= SENDING_WAIT_MS)
+		if (at > backfill->called_at || (!unknown && backfill->waited_ms >= SENDING_WAIT_MS))
 			return false;
+		if (backfill->waited_ms >= UNKNOWN_WAIT_MS)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("it is not known which events were sent"),
+					 errdetail("The notifier has lost Redis while it was sending, or has not "
+							   "reached it since the start of the server."),
+					 errhint("Try again; evstream_health() tells what keeps the notifier from "
+							 "Redis.")));
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, SENDING_LOOK_MS,
 						 PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
@@ -443,7 +464,8 @@ evstream_backfill(PG_FUNCTION_ARGS)
 	since = PG_GETARG_TIMESTAMPTZ(1);
 	backfill.at = since;
 	backfill.wanted = PG_GETARG_INT32(2);
-	backfill.fan_out = setting_redis_url[0] != '\0' || status_fans_out(MyDatabaseId);
+	backfill.workers_fan_out = status_fans_out(MyDatabaseId);
+	backfill.fan_out = setting_redis_url[0] != '\0' || backfill.workers_fan_out;
 
 	old = MemoryContextSwitchTo(rsinfo->econtext->ecxt_per_query_memory);
 	if (get_call_result_type(fcinfo, NULL, &backfill.desc) != TYPEFUNC_COMPOSITE ||

@@ -315,6 +315,27 @@ decide(const CheckUnit *unit, bool *lost, bool *went_back, bool *older)
 	}
 }
 
+/*
+ * Tells how far sending is, which in Redis may be farther than we have heard.
+ * What an earlier notifier has told stands unless that is not true any more.
+ */
+static void
+note_sent(bool set_back)
+{
+	for (int i = 0; i < notifier.nparts; i++)
+	{
+		const NotifierPartition *part = notifier.parts[i];
+		const NotifierPlace *place = &part->place;
+		TimestampTz sent_at = place->cursor.any ? place->cursor.received_at : DT_NOBEGIN;
+
+		if (place->passed_at != 0)
+			sent_at = Max(sent_at, place->passed_at);
+		status_notifying(part->log_id, part->partition, DT_NOBEGIN);
+		if (set_back || sent_at > status_notified_at(MyDatabaseId, part->log_id, part->partition))
+			status_notified(part->log_id, part->partition, sent_at);
+	}
+}
+
 void
 cursor_doubt(void)
 {
@@ -383,9 +404,7 @@ cursor_check(void)
 	notifier.checked = anchor(owner, lost || went_back, unit.parts, unit.nparts);
 	if (notifier.checked)
 	{
-		/* Until here what an earlier notifier has sent stands: it is in the streams. */
-		if (lost || went_back || older)
-			status_notified_clear(MyDatabaseId);
+		note_sent(lost || went_back || older);
 		if (went_back)
 			notifier_problem(
 				NP_WENT_BACK,

@@ -300,6 +300,7 @@ send_chunk(NotifierChunk *chunk)
 
 	cursor_format(&chunk->after.cursor, after);
 	build_args(chunk, after);
+	status_notifying(part->log_id, part->partition, chunk->after.cursor.received_at);
 	status = link_script(
 		notifier_script_send, 1 + chunk->nsubscribers, argc, argv, lens,
 		LINK_COMMAND_MS * (1 + (long) (chunk->ndeliveries / DELIVERIES_PER_TIMEOUT)), &reply);

@@ -155,6 +155,7 @@ typedef struct NotifiedEntry
 	int32 log_id;
 	int32 partition;
 	TimestampTz passed_at;
+	TimestampTz trying_until; /* what is beyond passed_at until then may have been sent, or not */
 } NotifiedEntry;
 
 typedef struct SharedState

@@ -311,24 +311,19 @@ status_fans_out(Oid dboid)
 	return result;
 }
 
-void
-status_notified(int32 log_id, int32 partition, TimestampTz passed_at)
+/* The entry of a partition of this worker's database, made if need be; NULL: no room. */
+static NotifiedEntry *
+notified_entry(int32 log_id, int32 partition)
 {
 	NotifiedEntry *entry = NULL;
 
-	if (own_slot == NULL)
-		return;
-	LWLockAcquire(shared->lag_lock, LW_EXCLUSIVE);
 	for (int i = 0; i < shared->nnotified; i++)
 	{
 		NotifiedEntry *candidate = &shared->notified[i];
 
 		if (candidate->dboid == own_slot->dboid && candidate->log_id == log_id &&
 			candidate->partition == partition)
-		{
-			entry = candidate;
-			break;
-		}
+			return candidate;
 		if (!OidIsValid(candidate->dboid) && entry == NULL)
 			entry = candidate;
 	}
@@ -339,8 +334,36 @@ status_notified(int32 log_id, int32 partition, TimestampTz passed_at)
 		entry->dboid = own_slot->dboid;
 		entry->log_id = log_id;
 		entry->partition = partition;
-		entry->passed_at = passed_at;
+		entry->passed_at = entry->trying_until = DT_NOBEGIN;
 	}
+	return entry;
+}
+
+void
+status_notified(int32 log_id, int32 partition, TimestampTz passed_at)
+{
+	NotifiedEntry *entry;
+
+	if (own_slot == NULL)
+		return;
+	LWLockAcquire(shared->lag_lock, LW_EXCLUSIVE);
+	entry = notified_entry(log_id, partition);
+	if (entry != NULL)
+		entry->passed_at = passed_at;
+	LWLockRelease(shared->lag_lock);
+}
+
+void
+status_notifying(int32 log_id, int32 partition, TimestampTz until)
+{
+	NotifiedEntry *entry;
+
+	if (own_slot == NULL)
+		return;
+	LWLockAcquire(shared->lag_lock, LW_EXCLUSIVE);
+	entry = notified_entry(log_id, partition);
+	if (entry != NULL)
+		entry->trying_until = Max(entry->trying_until, until);
 	LWLockRelease(shared->lag_lock);
 }
 
@@ -370,6 +393,32 @@ status_notified_at(Oid dboid, int32 log_id, int32 partition)
 
 		if (entry->dboid == dboid && entry->log_id == log_id && entry->partition == partition)
 			result = entry->passed_at;
+	}
+	LWLockRelease(shared->lag_lock);
+	return result;
+}
+
+TimestampTz
+status_notifying_until(Oid dboid, int32 log_id, int32 partition)
+{
+	TimestampTz result = DT_NOEND;
+
+	if (shared == NULL)
+		return DT_NOBEGIN;
+	LWLockAcquire(shared->lag_lock, LW_SHARED);
+	for (int i = 0; i < shared->nnotified; i++)
+	{
+		const NotifiedEntry *entry = &shared->notified[i];
+
+		if (entry->dboid != dboid)
+			continue;
+		if (entry->log_id == log_id && entry->partition == partition)
+		{
+			result = entry->trying_until;
+			break;
+		}
+		/* those that there were have entries: this one came later */
+		result = DT_NOBEGIN;
 	}
 	LWLockRelease(shared->lag_lock);
 	return result;

@@ -78,7 +78,7 @@ extern void status_lag(int32 log_id, const char *topic /* NULL: embedded */, int
 /* Forget the entries of this worker (on a new assignment). */
 extern void status_lag_clear(void);
 
-/* ---- fan-out: how far the notifier is, for evstream_wait() ---- */
+/* ---- fan-out: how far the notifier is, for evstream_wait() and evstream_backfill() ---- */
 
 /* Are events of this database sent to Redis? */
 extern bool status_fans_out(Oid dboid);
@@ -86,11 +86,24 @@ extern bool status_fans_out(Oid dboid);
 /* All events of a partition that were received until then are in Redis. */
 extern void status_notified(int32 log_id, int32 partition, TimestampTz passed_at);
 
+/*
+ * From now on events that were received until then may be in Redis, whatever
+ * becomes of the call that sends them.  It makes the entry, so that with
+ * DT_NOBEGIN it says that the partition was compared with Redis.
+ */
+extern void status_notifying(int32 log_id, int32 partition, TimestampTz until);
+
 /* Forget the entries of a database. */
 extern void status_notified_clear(Oid dboid);
 
 /* 0: not known. */
 extern TimestampTz status_notified_at(Oid dboid, int32 log_id, int32 partition);
+
+/*
+ * Events after status_notified_at() and until then may be in Redis, or not; later
+ * ones are not.  DT_NOEND: nothing was compared with Redis since the server's start.
+ */
+extern TimestampTz status_notifying_until(Oid dboid, int32 log_id, int32 partition);
 
 /* ---- dead letters: an upper bound of their number; negative = not known ---- */
 

@@ -8,6 +8,7 @@ use FindBin;
 use lib "$FindBin::Bin/lib";
 use EvstreamProxy;
 use EvstreamTest;
+use IPC::Run ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -141,6 +142,23 @@ cmp_ok(proxy_count('cut') - $cuts, '>=', 50, 'connections are cut');
 proxy_mode('pass');
 has_all(proxy_count('cut') - $cuts . ' cuts');
 health('ok', '', 'Redis is well');
+
+# ---- The answer to a call is lost, and a client joins ----
+
+proxy_mode('swallow');
+track(1);
+my $end = time() + 30;
+sleep(0.05) while proxy_count('swallow') < 1 && time() < $end;
+like(redis_cli('XREVRANGE', 'evstream:stream:all', '+', '-', 'COUNT', 1), qr/"n": ?$n\D/, 'the event is in its stream, which the notifier does not know');
+my $page = scratch_dir() . '/page';
+my $join = IPC::Run::start([ 'sh', '-c', 'psql -X -A -t -d "$1" -c "$2" >"$3.part" 2>&1; mv "$3.part" "$3"', 'sh', $node->connstr('postgres'),
+		q{SELECT properties -> 'n' FROM evstream_backfill('all', '-infinity', 1000000)}, $page ], '<', \undef);
+# until it ends, or waits longer than it does for what is only late
+sleep(0.1) until -e $page || sql(q{SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT properties -> %' AND state = 'active'
+	AND query_start < clock_timestamp() - interval '2 s'}) eq '1';
+proxy_mode('pass');
+$join->finish;
+is(join(' ', split(/\n/, slurp_file($page))), join(' ', 1 .. $n), 'a client that joins is given it');
 
 # ---- The batch log is not merged before the notifier has passed it ----
 

@@ -16,6 +16,7 @@ EvstreamProxy - stands between evstream and another server, and injects faults
   proxy_mode('cut', 3000, 9000);           # of answers 9000; 300 where it is not said
   proxy_mode('say', '-LOADING Redis is loading the dataset in memory');
   proxy_mode('refuse');                    # connections end at once
+  proxy_mode('swallow');                   # the answer to a script is lost, then as refuse
   proxy_mode('pass');
   proxy_mode('delay', 50);                 # what comes in waits so many milliseconds
   my $count = proxy_count('cut');          # how often that was done
@@ -205,6 +206,17 @@ sub _serve
 				next;
 			}
 			select(undef, undef, undef, $rest / 1000) if $mode eq 'delay';
+			if ($mode eq 'swallow')
+			{
+				$pair->{script} = 1 if $from_client && $data =~ /EVALSHA/;
+				if (!$from_client && $pair->{script})
+				{
+					$self->mode('refuse');
+					$drop->($pair);
+					$add->('swallow');
+					next;
+				}
+			}
 			if ($mode eq 'say' && $from_client)
 			{
 				$pair->{asked} .= $data;
