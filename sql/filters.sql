@@ -139,6 +139,8 @@ ROLLBACK TO a;
 SELECT who('x', 'u-3');
 SELECT evstream_filter_update(filter_id, event_types => '{y}') FROM evstream_filters WHERE subscriber_id = 'mine';
 SELECT who('x', 'u-3'), who('y', 'u-3');
+SELECT evstream_unsubscribe('mine');
+SELECT who('y', 'u-3');
 ROLLBACK;
 SELECT who('x', 'u-3'), who('y', 'u-3');
 

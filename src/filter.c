@@ -93,16 +93,39 @@ filter_changes_told(Oid table)
 	return true;
 }
 
-/* To be called in the transaction of each change, before it ends. */
+static uint64 own_changes = 0;
+
+uint64
+filter_own_changes(void)
+{
+	return own_changes;
+}
+
+/*
+ * To be called in the transaction of each change, before it ends.  Others are told
+ * when it ends, so once is enough for each of its parts, as one that is rolled
+ * back takes its message with it.  This session would look up the table, and plan
+ * each statement on it, anew.
+ */
 Datum
 evstream_filters_changed(PG_FUNCTION_ARGS)
 {
+	static LocalTransactionId told_in = InvalidLocalTransactionId;
+	static SubTransactionId told_in_part = InvalidSubTransactionId;
+	static Oid told_table = InvalidOid;
 	Oid table = filter_table();
 	LOCKTAG tag;
 
+	own_changes++;
+	if (told_table == table && told_in == compat_my_lxid() &&
+		told_in_part == GetCurrentSubTransactionId())
+		PG_RETURN_VOID();
 	changes_tag(table, &tag);
 	(void) LockAcquire(&tag, RowExclusiveLock, false, false);
 	CacheInvalidateRelcacheByRelid(table);
+	told_table = table;
+	told_in = compat_my_lxid();
+	told_in_part = GetCurrentSubTransactionId();
 	PG_RETURN_VOID();
 }
 

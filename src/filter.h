@@ -20,4 +20,7 @@ extern Oid filter_table(void);
  */
 extern bool filter_changes_told(Oid table);
 
+/* Grows with every change of filters by this session, also one that is rolled back. */
+extern uint64 filter_own_changes(void);
+
 #endif /* EVSTREAM_FILTER_H */

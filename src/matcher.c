@@ -361,7 +361,7 @@ matcher_refresh(Matcher *matcher)
 	/* our own changes, too, are told at the end of a command */
 	CommandCounterIncrement();
 	told = filter_changes_told(table);
-	heard = changes;
+	heard = changes + filter_own_changes();
 	matcher_use_snapshot(matcher, NULL);
 	if (matcher->loaded && told && matcher->relid == table && matcher->changes == heard)
 		return;
