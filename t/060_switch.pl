@@ -80,7 +80,7 @@ append_to_file(scratch_dir() . '/rollback.sql', "BEGIN;\nSELECT act(3);\nROLLBAC
 my $rate = $long ? 1500 : 800;
 my ($in, $out) = ('', '');
 my $clients = IPC::Run::start(
-	[ 'pgbench', '-n', '-c', 4, '-j', 1, '-R', $rate, '-T', $long ? 300 : 20, '-f', scratch_dir() . '/commit.sql@9',
+	[ 'pgbench', '-n', '-c', 4, '-j', 1, '-R', $rate, '-T', $long ? 300 : 600, '-f', scratch_dir() . '/commit.sql@9',
 		'-f', scratch_dir() . '/rollback.sql@1', $node->connstr('app') ], '<', \$in, '>', \$out, '2>&1');
 
 goes_on('app', 'clients track through the embedded log');
@@ -111,6 +111,8 @@ kafka_continue();
 # To and fro
 use_kafka('app', $_) for 1, 0, 1, 0, 1;
 goes_on('app', 'after a few quick changes');
+# pgbench ends by itself at this, as at the end of its time
+$clients->signal('ALRM') unless $long;
 $clients->finish;
 is($clients->result(0), 0, 'no client met an error');
 agree($node, 'app', 'with Kafka in the end');
