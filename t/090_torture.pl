@@ -40,7 +40,7 @@ else
 		faults => [qw(kill_relay_in_transaction kill_consumer mock_errors mock_leader stop_immediate connections_taken)]);
 	run_of(7, small => 1, modes => ['embedded'],
 		faults => [qw(kill_notifier_in_transaction redis_flush redis_cut deadlocks zombie stats_rebuilt clock_step)]);
-	run_of(20, small => 1, modes => ['kafka'],
-		faults => [qw(kill_consumer_in_transaction broker_kill kafka_cut mirror_ahead change_consumers redis_kill)]);
+	run_of(7, small => 1, modes => ['kafka'],
+		faults => [qw(kill_consumer_in_transaction kafka_cut mirror_ahead change_consumers partitions_added seek_back redis_kill)]);
 }
 done_testing();

@@ -229,7 +229,9 @@ sub _start_broker
 			'listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT',
 			"controller.quorum.voters=1\@127.0.0.1:$ports{controller}",
 			'inter.broker.listener.name=PLAINTEXT',
-			'log.retention.ms=-1');
+			'log.retention.ms=-1',
+			# the server's clock is moved, the broker's is not
+			'log.message.timestamp.after.max.ms=9223372036854775807');
 	}
 	$self->{direct} = kafka_use($broker);
 	$self->{kafka_proxy} = EvstreamProxy->new('kafka-proxy', $self->{run}{seed}, $ports{behind}, $ports{proxy});
