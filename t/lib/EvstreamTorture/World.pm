@@ -233,6 +233,8 @@ sub _start_broker
 			# the server's clock is moved, the broker's is not
 			'log.message.timestamp.after.max.ms=9223372036854775807');
 	}
+	# a run that failed may have left it dead or frozen
+	kafka_start();
 	$self->{direct} = kafka_use($broker);
 	$self->{kafka_proxy} = EvstreamProxy->new('kafka-proxy', $self->{run}{seed}, $ports{behind}, $ports{proxy});
 	$self->{kafka} = "127.0.0.1:$ports{proxy}";
@@ -278,8 +280,11 @@ sub mock
 sub _start_redis
 {
 	my ($self) = @_;
+	# a run that failed may have left it in any state
 	$redis //= redis_start();
-	redis_cli('CONFIG', 'SET', 'maxmemory', '0');
+	redis_kill();
+	redis_start();
+	redis_cli('REPLICAOF', 'NO', 'ONE');
 	redis_cli('FLUSHALL');
 	$self->{redis_proxy} = EvstreamProxy->new('redis-proxy', $self->{run}{seed}, redis_port(), $ports{redis});
 	$ports{redis} = $self->{redis_proxy}->port;
