@@ -72,6 +72,31 @@ headers_json(const BatchRecord *record)
 	return json.data;
 }
 
+/* When it was made; where it does not say, and the relay neither, now. */
+static int64
+record_time_us(const KafkaRecord *kafka)
+{
+	const char *text;
+	size_t len;
+	int64 ms = 0;
+
+	if (kafka->timestamp_ms >= 0)
+		return kafka->timestamp_ms * 1000;
+	/* digits of milliseconds: up to the year 9999 */
+	if (kafka_record_header(kafka, "evstream-time", &text, &len) && text != NULL && len > 0 &&
+		len <= 15)
+	{
+		while (len > 0 && *text >= '0' && *text <= '9')
+		{
+			ms = ms * 10 + (*text++ - '0');
+			len--;
+		}
+		if (len == 0)
+			return Min(ms, KAFKA_TIME_MAX_MS) * 1000;
+	}
+	return GetCurrentTimestamp() + UNIX_EPOCH_OFFSET_US;
+}
+
 /* Takes one fetched record into the batch; false if it is none to store. */
 static bool
 take_record(KafkaRecord *kafka, BatchRecord *record)
@@ -110,8 +135,7 @@ take_record(KafkaRecord *kafka, BatchRecord *record)
 	memset(record, 0, sizeof(*record));
 	record->part = &part->log;
 	record->offset = kafka->offset;
-	record->timestamp_us = kafka->timestamp_ms >= 0 ? kafka->timestamp_ms * 1000
-													: GetCurrentTimestamp() + UNIX_EPOCH_OFFSET_US;
+	record->timestamp_us = record_time_us(kafka);
 	record->key = kafka->key;
 	record->key_len = kafka->key_len;
 	record->value = kafka->value;

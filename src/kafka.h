@@ -205,7 +205,7 @@ typedef struct KafkaHeader
 	size_t len;
 } KafkaHeader;
 
-/* Queues a copy; the delivery report carries tag. */
+/* Queues a copy; the delivery report carries tag. timestamp_ms = -1: without one. */
 extern KafkaStatus kafka_produce(KafkaClient *client, const char *topic, const char *key,
 								 size_t key_len, const char *value, size_t value_len,
 								 int64_t timestamp_ms, const KafkaHeader *headers, int nheaders,
@@ -217,6 +217,7 @@ typedef struct KafkaDelivery
 	KafkaStatus status; /* KAFKA_OK, KAFKA_REFUSED (this record alone),
 								 * or any other: it was not written, or it is
 								 * not known */
+	bool bad_time;      /* it was refused for its timestamp */
 	int partition;
 	int64_t offset;
 	char error[128];

@@ -233,6 +233,7 @@ kafka_on_delivery(rd_kafka_t *rk, const rd_kafka_message_t *message, void *opaqu
 								   (client->delivery_size - 1)];
 	delivery->tag = (uint64_t) (uintptr_t) message->_private;
 	delivery->status = kafka_classify(message->err);
+	delivery->bad_time = message->err == RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP;
 	delivery->partition = message->partition;
 	delivery->offset = message->offset;
 	delivery->error[0] = '\0';

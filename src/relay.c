@@ -51,6 +51,7 @@
 #define IDLE_MS         1000
 /* Is the topic still the one that it was? */
 #define LOOK_US         (2 * USECS_PER_SEC)
+#define TIMELESS_US     (10 * SECS_PER_MINUTE * USECS_PER_SEC)
 #define SINGLY_AGAIN_US (10 * SECS_PER_MINUTE * USECS_PER_SEC)
 
 PGDLLEXPORT void evstream_relay_main(Datum main_arg);
@@ -311,6 +312,35 @@ send_singly(const char *error)
 	relay.single_since = now;
 }
 
+/* Are records sent without a timestamp for now? */
+static bool
+timeless(void)
+{
+	return relay.timeless_until != 0 && clock_us() < relay.timeless_until;
+}
+
+/*
+ * The broker refused the time of a record: its clock and ours differ by more
+ * than it allows, or the record has waited for longer.  That is no fault of
+ * the record, whose time then travels in a header.
+ */
+static void
+send_timeless(const char *error)
+{
+	int64 now = clock_us();
+
+	if (relay.broken)
+		return;
+	relay.broken = true;
+	if (relay.timeless_until == 0 || now > relay.timeless_until + TIMELESS_US)
+		ereport(
+			WARNING,
+			(errmsg("Kafka refuses the time of records, which are sent without one: %s", error),
+			 errhint(
+				 "Compare the clocks of this server and the brokers, and see the settings message.timestamp.before.max.ms and message.timestamp.after.max.ms of the topic.")));
+	relay.timeless_until = now + TIMELESS_US;
+}
+
 /* The broker does not take this row, by itself. */
 static void
 refuse(uint64 number, const char *error)
@@ -331,11 +361,12 @@ refuse(uint64 number, const char *error)
 }
 
 /*
- * Headers of a row's record, at most three; texts in the current context and
- * the row, event_id in buf.
+ * Headers of a row's record, at most four; texts in the current context and
+ * the row, event_id in buf.  time_ms is one of them, where it is not -1.
  */
 static int
-row_headers(const ReadBatch *batch, const OutboxRow *row, char *buf, KafkaHeader *headers)
+row_headers(const ReadBatch *batch, const OutboxRow *row, int64 time_ms, char *buf,
+			KafkaHeader *headers)
 {
 	char *origin = outbox_origin_text(&relay.origin, batch->tick, row->xid, row->id);
 	int n = 0;
@@ -353,6 +384,13 @@ row_headers(const ReadBatch *batch, const OutboxRow *row, char *buf, KafkaHeader
 		headers[n].value = row->traceparent;
 		headers[n++].len = row->traceparent_len;
 	}
+	if (time_ms >= 0)
+	{
+		headers[n].name = "evstream-time";
+		headers[n].value = psprintf(INT64_FORMAT, time_ms);
+		headers[n].len = strlen(headers[n].value);
+		n++;
+	}
 	return n;
 }
 
@@ -368,17 +406,18 @@ produce(void)
 	{
 		ReadBatch *batch = relay.producing;
 		OutboxRow *row = &batch->outbox.rows[relay.produced - batch->first];
-		KafkaHeader headers[3];
+		KafkaHeader headers[4];
 		char event_id[37];
 		KafkaStatus status;
+		bool bare = timeless();
+		int64 time_ms = row->tracked_at / 1000 +
+						(int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY * 1000;
 		int n;
 
-		n = row_headers(batch, row, event_id, headers);
-		status = kafka_produce(
-			relay.client, relay.topic, row->user_id, row->user_id_len, row->value, row->value_len,
-			row->tracked_at / 1000 +
-				(int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY * 1000,
-			headers, n, relay.produced);
+		n = row_headers(batch, row, bare ? time_ms : -1, event_id, headers);
+		status =
+			kafka_produce(relay.client, relay.topic, row->user_id, row->user_id_len, row->value,
+						  row->value_len, bare ? -1 : time_ms, headers, n, relay.produced);
 		if (status == KAFKA_QUEUE_FULL)
 			break;
 		if (status == KAFKA_REFUSED)
@@ -446,6 +485,8 @@ take_deliveries(int64 now)
 			}
 			else if (delivery->status != KAFKA_REFUSED)
 				relay_client_broken(delivery->status, delivery->error);
+			else if (delivery->bad_time && !timeless())
+				send_timeless(delivery->error);
 			else if (!relay.single)
 				send_singly(delivery->error);
 			/* what comes after that is of batches still, and blames none */
@@ -494,7 +535,7 @@ write_dead_letter(const Refusal *refusal)
 	while (refusal->number >= batch->first + batch->outbox.nrows)
 		batch = batch->next;
 	row = &batch->outbox.rows[refusal->number - batch->first];
-	n = row_headers(batch, row, event_id, headers);
+	n = row_headers(batch, row, -1, event_id, headers);
 	values[0] = CStringGetTextDatum(refusal->error);
 	values[1] = Int32GetDatum(relay.log_id);
 	/* text and bytea are the same inside */

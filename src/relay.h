@@ -82,11 +82,12 @@ typedef struct Relay
 	int64 record_due;
 	int64 read_due;
 	int64 look_due;
-	int64 progress_at; /* last delivery, or since when there is any to wait for */
-	bool look;         /* there may be something to read */
-	bool broken;       /* begin again from the recorded position */
-	bool failing;      /* records failed, and none was delivered since */
-	bool topic_moved;  /* it is another log now */
+	int64 progress_at;    /* last delivery, or since when there is any to wait for */
+	int64 timeless_until; /* records are sent without a timestamp */
+	bool look;            /* there may be something to read */
+	bool broken;          /* begin again from the recorded position */
+	bool failing;         /* records failed, and none was delivered since */
+	bool topic_moved;     /* it is another log now */
 	MemoryContext produce_context;
 } Relay;
 

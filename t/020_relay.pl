@@ -173,6 +173,21 @@ for my $round (1 .. 3)
 is($node->safe_psql('small', q{SELECT count(*) FROM evstream_dead_letters}), 6, 'no good record is a dead letter');
 is($node->safe_psql('small', q{SELECT count(*) FROM evstream_events WHERE user_id LIKE 'round-%'}), 18000, 'all are stored');
 
+# ---- A broker whose clock is another ----
+
+# As if its clock were ahead: all records are too old for it.
+make_topic('late', 2, 'message.timestamp.before.max.ms=1');
+sql('CREATE DATABASE late');
+sql(q{ALTER DATABASE late SET evstream.kafka_topic = 'late'});
+$offset = -s $node->logfile;
+$node->safe_psql('late', 'CREATE EXTENSION evstream; ' . track_sql(2000, 'view'));
+my $begun = $node->safe_psql('late', 'SELECT now()');
+ok(wait_for_sql($node, 'late', 'SELECT count(*), count(DISTINCT event_id) FROM evstream_events', '2000|2000', 60), 'they are counted all the same');
+is($node->safe_psql('late', 'SELECT count(*) FROM evstream_dead_letters'), 0, 'none is a dead letter');
+is($node->safe_psql('late', "SELECT count(*) FROM evstream_events WHERE occurred_at > '$begun'"), 0, 'and have the time at which they were tracked');
+is((grep { $_->{time} >= 0 } consume('late')), 0, 'though Kafka has none');
+is(count_log($node, qr/WARNING:  Kafka refuses the time of records/, $offset), 1, 'the log says it once');
+
 # ---- Options ----
 
 foreach my $case (

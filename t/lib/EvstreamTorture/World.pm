@@ -229,9 +229,7 @@ sub _start_broker
 			'listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT',
 			"controller.quorum.voters=1\@127.0.0.1:$ports{controller}",
 			'inter.broker.listener.name=PLAINTEXT',
-			'log.retention.ms=-1',
-			# the server's clock is moved, the broker's is not
-			'log.message.timestamp.after.max.ms=9223372036854775807');
+			'log.retention.ms=-1');
 	}
 	# a run that failed may have left it dead or frozen
 	kafka_start();
