@@ -25,7 +25,7 @@ export PG_CONFIG
 
 # These work on a machine that has no more than make, bash and apt: PostgreSQL's
 # makefiles are read only for the other targets.
-HABITS = help deps demo check check-versions torture fuzz accept format lint bench $(BENCH_BIN)
+HABITS = help deps demo check check-asan check-valgrind check-versions torture fuzz accept format lint bench $(BENCH_BIN)
 
 .PHONY: $(filter-out $(BENCH_BIN),$(HABITS))
 
@@ -68,6 +68,8 @@ help:
 	@echo 'make check T=name     one of them: sql/name.sql, specs/name.spec, t/name.pl, test/name.c ...'
 	@echo 'make check-versions   lint and every test on PostgreSQL 15, 17 and 18, in roots of Debian releases (as root)'
 	@echo 'make torture          faults of every kind at random: SEED=1 RUNS=100 FAULTS=name,name (FAULTS=list) MODES=kafka'
+	@echo 'make check-asan       the tests with AddressSanitizer and UBSan in the library; also with T=name'
+	@echo 'make check-valgrind   a consumer under valgrind: EVENTS=1000000'
 	@echo 'make fuzz F=event SECONDS=60   libFuzzer on the parser of events; or F=settings, F=redis'
 	@echo 'make accept           take the results that the last check saw as the expected ones'
 	@echo 'make bench            figures of all parts, each beside a plain one of the same run'
@@ -93,6 +95,14 @@ check-versions:
 torture:
 	@scripts/deps.sh build test kafka redis
 	@SEED='$(SEED)' RUNS='$(RUNS)' FAULTS='$(FAULTS)' MODES='$(MODES)' scripts/torture.sh
+
+check-asan:
+	@scripts/deps.sh build test $(if $(CI),kafka redis clients)
+	@EVSTREAM_SANITIZE=yes scripts/check.sh $(T)
+
+check-valgrind:
+	@scripts/deps.sh build valgrind
+	@scripts/valgrind.sh '$(or $(EVENTS),1000000)'
 
 fuzz:
 	@scripts/deps.sh build fuzz

@@ -2,7 +2,7 @@
 #
 # make check: every test, in servers and a broker of its own, side by side.
 #
-# usage: check.sh [NAME]      NAME: one test, by the name of its file without ending
+# usage: check.sh [NAME...]   NAME: a test, by the name of its file without ending
 #
 #   test/*_test.c       unit tests in C, with sanitizers, printing TAP; X_test.c is
 #                       built with those src/X*.c that include no server header
@@ -17,12 +17,14 @@
 # Ends with one line, "N passed, N failed, N skipped", and a status other than 0 if
 # any failed or none ran. What regress and isolation tests gave that was not expected
 # is left in results/ (make accept). EVSTREAM_CHECK_JOBS: how many parts at once.
+# EVSTREAM_SANITIZE=yes (make check-asan): the library is built with AddressSanitizer and
+# UndefinedBehaviorSanitizer; each report is a failure.
 
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$REPO"
 
-NAME=${1:-}
+NAME=$*
 JOBS=${EVSTREAM_CHECK_JOBS:-3}
 LIMIT=${EVSTREAM_CHECK_TIMEOUT:-1800}
 PGXS_DIR=$(dirname "$(dirname "$($PG_CONFIG --pgxs)")")	# …/pgxs/src
@@ -47,7 +49,7 @@ trap 'exit 130' INT TERM
 # --- what is there -----------------------------------------------------------
 
 shopt -s nullglob
-wanted() { [ -z "$NAME" ] || [ "$NAME" = "$1" ]; }
+wanted() { [ -z "$NAME" ] || [[ " $NAME " = *" $1 "* ]]; }
 base() { local f=${1##*/}; echo "${f%.*}"; }
 
 units=() fuzzers=() tools=() regress=() isolation=() taps=()
@@ -82,12 +84,23 @@ fi
 DEBUG_BINDIR=
 for n in ${taps[@]+"${taps[@]}"}; do
 	grep -q EVSTREAM_DEBUG_BINDIR "t/$n.pl" && [ -z "$DEBUG_BINDIR" ] || continue
-	if ! variant_install "$TMP/debug" "$TMP/inst" -DEVSTREAM_DEBUG_POINTS; then
+	if ! variant_install "$TMP/debug" "$TMP/inst" "-DEVSTREAM_DEBUG_POINTS ${EVSTREAM_SANITIZE:+$SANITIZE}"; then
 		echo "0 passed, 1 failed, 0 skipped"
 		exit 1
 	fi
 	DEBUG_BINDIR=$VARIANT_BINDIR
 done
+# With sanitizers: in the library alone, as Debian's server is without.
+reports=$TMP/reports
+if [ -n "${EVSTREAM_SANITIZE:-}" ]; then
+	variant_install "$TMP/sanitized" "$TMP/inst" "$SANITIZE" || exit 1
+	BINDIR=$VARIANT_BINDIR
+	mkdir "$reports"
+	chmod 1777 "$reports"
+	mapfile -t command < <(sanitized "$reports")
+	wrap_server "$BINDIR" "${command[@]}"
+	[ -z "$DEBUG_BINDIR" ] || wrap_server "$DEBUG_BINDIR" "${command[@]}"
+fi
 # An older server with the extension, for pg_upgrade.
 OLDER=
 if [ -e t/086_pg_upgrade.pl ] && wanted 086_pg_upgrade && older=$(older_pg_config) && [ -n "$older" ]; then
@@ -326,6 +339,14 @@ while [ $next -lt ${#queue[@]} ] || [ ${#open[@]} -gt 0 ]; do
 	open=(${still[@]+"${still[@]}"})
 done
 
+if [ -n "${EVSTREAM_SANITIZE:-}" ]; then
+	for f in "$reports"/*; do
+		failed=$((failed + 1)) keep=yes
+		echo "----- ${f##*/} -----"
+		head -n 60 "$f"
+	done
+	echo "sanitizers: $(ls "$reports" | wc -l) reports"
+fi
 echo "all parts: $((SECONDS - began)) s"
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed = 0 ] && [ $((passed + failed)) -gt 0 ]

@@ -3,7 +3,7 @@
 # Installs, by apt, the Debian packages that the named groups need and that are
 # missing; does nothing, quickly, where all is there.
 #
-# usage: deps.sh [build] [test] [kafka] [redis] [clients] [fuzz] [bench] [format] [roots]
+# usage: deps.sh [build] [test] [kafka] [redis] [clients] [valgrind] [fuzz] [bench] [format] [roots]
 
 set -euo pipefail
 
@@ -66,6 +66,8 @@ for group; do
 			need python3 command -v python3 ;;
 		clients)
 			need nodejs command -v node ;;
+		valgrind)
+			need valgrind command -v valgrind ;;
 		fuzz)
 			need clang command -v clang ;;
 		format)

@@ -76,6 +76,40 @@ variant_install() # DIR FROM FLAGS [MAKE'S ARGUMENTS...]
 	VARIANT_BINDIR=$dir$($PG_CONFIG --bindir)
 }
 
+# Let the server of the installation with programs in BINDIR run by a command line, as
+# by "env LD_PRELOAD=..." or valgrind; not while initdb makes its files, and not for
+# children that are no servers.
+wrap_server() # BINDIR COMMAND...
+{
+	local bindir=$1
+	shift
+	mv "$bindir/postgres" "$bindir/postgres.bin"
+	{
+		echo '#!/bin/bash'
+		echo "case \" \$* \" in *' -V '* | *' --version '* | *' --boot '* | *' --single '* | *' --check '* | *' -C '* | *--describe-config*) exec '$bindir/postgres.bin' \"\$@\" ;; esac"
+		printf 'exec'
+		printf ' %q' "$@" "$bindir/postgres.bin"
+		echo ' "$@"'
+	} >"$bindir/postgres"
+	chmod 755 "$bindir/postgres"
+}
+
+# Flags of the sanitizers, and how a program that was built without them, as the server
+# was, loads a library that was; reports go to DIR.
+SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer'
+sanitized() # DIR
+{
+	# With libasan in front, the lock of bindtextdomain() stays taken when gnutls, which
+	# the server is linked with, calls it while it is loaded.
+	echo 'char *bindtextdomain(const char *name, const char *dir) { return (char *) dir; }' >"$1.c"
+	gcc -shared -fPIC -o "$1.so" "$1.c"
+	# Signals are the server's and the library's own affair; what a process has not
+	# freed at its end is no leak.
+	printf '%s\n' env "LD_PRELOAD=$(gcc -print-file-name=libasan.so) $1.so" \
+		"ASAN_OPTIONS=detect_leaks=0:handle_segv=0:handle_sigbus=0:handle_sigill=0:handle_abort=0:abort_on_error=1:quarantine_size_mb=32:allocator_may_return_null=1:log_path=$1/report" \
+		"UBSAN_OPTIONS=abort_on_error=1:print_stacktrace=1:log_path=$1/report"
+}
+
 # The pg_config of the oldest PostgreSQL from 14 on that is older than ours and has
 # what an extension is built with, where Debian puts it; nothing if there is none.
 older_pg_config()

@@ -92,8 +92,7 @@ CALL pg_temp.wait_until('count(w.pid) = 2 AND NOT bool_or(w.pid IN (SELECT o.pid
 INSERT INTO evstream.retries (id, record_key, record_value, record_timestamp, attempts)
 	SELECT 5000 + n, NULL, convert_to(head || repeat(unit, (64 * 1024 * 1024 - length(head) - length(tail)) / length(unit) - more) || tail, 'UTF8'), '2026-01-01', 1
 	FROM (VALUES (1, '{"user_id": "large string", "event_type": "t", "x": "', 'x', '"}', 0), (2, '{"user_id": "large array", "event_type": "t", "x": [0', ',[]', ']}', 0),
-		(3, '{"user_id": "too large", "event_type": "t", "x": "', 'x', '"}', -1), (4, '{"user_id": "large and open", "event_type": "t", "x": [0', ',[', '', 0),
-		(5, '{"user_id": "large escapes", "event_type": "t", "x": "', '\u00e9', '"}', 0), (6, '{"user_id": "large number", "event_type": "t", "x": 1', '0', '}', 0)) v (n, head, unit, tail, more);
+		(3, '{"user_id": "too large", "event_type": "t", "x": "', 'x', '"}', -1)) v (n, head, unit, tail, more);
 SELECT evstream.wake_workers();
 CALL pg_temp.wait_until('count(*) = 0 FROM evstream.retries WHERE id > 5000');
 SELECT user_id, length(properties::text) FROM evstream_events WHERE user_id LIKE 'large%' ORDER BY 1;
