@@ -340,12 +340,15 @@ while [ $next -lt ${#queue[@]} ] || [ ${#open[@]} -gt 0 ]; do
 done
 
 if [ -n "${EVSTREAM_SANITIZE:-}" ]; then
-	for f in "$reports"/*; do
+	# UBSan writes to the server's log.
+	mapfile -t found < <(ls -d "$reports"/* 2>/dev/null
+		grep -rlE --include='*.log' 'runtime error: |ERROR: AddressSanitizer' "$TMP/regress" "$TMP/isolation" "$TMP/tap" 2>/dev/null)
+	for f in ${found[@]+"${found[@]}"}; do
 		failed=$((failed + 1)) keep=yes
 		echo "----- ${f##*/} -----"
-		head -n 60 "$f"
+		grep -nE -A 40 'runtime error: |ERROR: AddressSanitizer' "$f" | head -n 80
 	done
-	echo "sanitizers: $(ls "$reports" | wc -l) reports"
+	echo "sanitizers: ${#found[@]} reports"
 fi
 echo "all parts: $((SECONDS - began)) s"
 echo "$passed passed, $failed failed, $skipped skipped"
