@@ -53,11 +53,16 @@
 #include "poison.h"
 #include "worker.h"
 
-#define NOTE_MAGIC    0x65765031 /* changes with the layout */
-#define NOTE_SUSPECTS 16
-#define CONDEMN_AT    2 /* crashes or hangs alone */
-/* Records are stored in at most so many pieces, while it is not known which one it was. */
-#define MOST_PIECES   10000
+#define NOTE_MAGIC     0x65765031 /* changes with the layout */
+#define NOTE_SUSPECTS  16
+#define CONDEMN_AT     2 /* crashes or hangs alone */
+/*
+ * In about so many pieces a batch is stored again, while it is not known which record
+ * it was: after a crash, each of which costs a restart of the server; and after a hang,
+ * which may also be that of a machine too slow for the batch.
+ */
+#define CRASHED_PIECES 10000
+#define HUNG_PIECES    16
 
 /* How long a batch may take before it hangs, in ticks that the process lived through */
 #ifdef EVSTREAM_DEBUG_POINTS
@@ -213,16 +218,16 @@ add_suspect(const RecordMark *mark, bool alone)
  * that has found nothing makes the next one longer.
  */
 static void
-go_slowly(int nrecords)
+go_slowly(int nrecords, int pieces)
 {
 	note->slow = nrecords << Min(note->searches, 8);
-	note->piece = Max(1, nrecords / MOST_PIECES);
+	note->piece = Max(1, nrecords / pieces);
 	note->searches++;
 }
 
 /* A batch of so many has crashed or hung, at a record that may be known. */
 static void
-learn(int nrecords, const RecordMark *at)
+learn(int nrecords, const RecordMark *at, int pieces)
 {
 	note->crashed_size = nrecords;
 	if (nrecords == 1)
@@ -230,7 +235,7 @@ learn(int nrecords, const RecordMark *at)
 	if (at != NULL)
 		(void) add_suspect(at, nrecords == 1);
 	else if (nrecords > 1)
-		go_slowly(nrecords);
+		go_slowly(nrecords, pieces);
 }
 
 int
@@ -302,7 +307,7 @@ poison_leave(bool stored)
 				at = mark_of(poison_at);
 			else if (nrecords == 1)
 				at = note->alone;
-			learn(nrecords, poison_at != NULL || nrecords == 1 ? &at : NULL);
+			learn(nrecords, poison_at != NULL || nrecords == 1 ? &at : NULL, HUNG_PIECES);
 			poison_at = NULL;
 			ereport(WARNING,
 					(errmsg("a batch of %d records was given up after %d s", nrecords,
@@ -322,7 +327,7 @@ poison_leave(bool stored)
 	{
 		/* It was another one that did it, in the same batch. */
 		if (suspect->alone == 0 && note->slow == 0)
-			go_slowly(note->crashed_size);
+			go_slowly(note->crashed_size, CRASHED_PIECES);
 		drop_suspect(suspect);
 	}
 	return false;
@@ -539,7 +544,7 @@ poison_begin(void)
 	nrecords = note->nrecords;
 	if (nrecords > 0 && note->signal != 0)
 	{
-		learn(nrecords, note->known ? &note->at : NULL);
+		learn(nrecords, note->known ? &note->at : NULL, CRASHED_PIECES);
 		ereport(LOG, (errmsg("the consumer before this one crashed by signal %d while it stored a "
 							 "batch of %d records",
 							 (int) note->signal, nrecords),
