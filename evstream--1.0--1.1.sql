@@ -21,12 +21,6 @@ CREATE TABLE evstream.privileges_before AS
 ALTER FUNCTION @extschema@.evstream_track(text, text, jsonb, uuid, timestamptz) SECURITY INVOKER RESET search_path;
 ALTER FUNCTION @extschema@.evstream_track(bigint, text, jsonb, uuid, timestamptz) SECURITY INVOKER RESET search_path;
 
--- Their rows are updated where a database is adopted (pg_upgrade, a copy, a
--- restore), which a publication of all tables would refuse for want of a key.
-ALTER TABLE evstream.outbox_0 REPLICA IDENTITY FULL;
-ALTER TABLE evstream.outbox_1 REPLICA IDENTITY FULL;
-ALTER TABLE evstream.outbox_2 REPLICA IDENTITY FULL;
-
 -- ---------------------------------------------------------------------------
 -- Batches: positions, ids, stored events, stats
 -- ---------------------------------------------------------------------------

@@ -291,6 +291,24 @@ outbox_is_ours(void)
 			   types, values, SPI_OK_SELECT) > 0;
 }
 
+/* A table without a key that is published, as by a publication of all, refuses updates. */
+static void
+allow_updates(int number)
+{
+	char *sql = psprintf("SELECT FROM pg_catalog.pg_publication_tables t, pg_catalog.pg_class c"
+						 " WHERE t.schemaname = 'evstream' AND t.tablename = 'outbox_%d'"
+						 " AND c.oid = 'evstream.outbox_%d'::regclass AND c.relreplident <> 'f'",
+						 number, number);
+	int level;
+
+	if (outbox_execute(sql, 0, NULL, NULL, SPI_OK_SELECT) == 0)
+		return;
+	sql = psprintf("ALTER TABLE evstream.outbox_%d REPLICA IDENTITY FULL", number);
+	level = sql_without_event_triggers();
+	outbox_execute(sql, 0, NULL, NULL, SPI_OK_UTILITY);
+	AtEOXact_GUC(true, level);
+}
+
 /*
  * Another system or database: the xids of the rows and ticks mean nothing
  * here (all new rows could look read).  So every row that is found is given
@@ -313,6 +331,8 @@ outbox_adopt(void)
 	/* another reader may have been faster */
 	if (outbox_is_ours())
 		return;
+	for (int i = 0; i < OUTBOX_TABLES; i++)
+		allow_updates(i);
 	outbox_execute("UPDATE evstream.outbox_0 SET xid = pg_catalog.pg_current_xact_id()", 0, NULL,
 				   NULL, SPI_OK_UPDATE);
 	outbox_execute("UPDATE evstream.outbox_1 SET xid = pg_catalog.pg_current_xact_id()", 0, NULL,
