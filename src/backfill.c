@@ -460,6 +460,8 @@ evstream_backfill(PG_FUNCTION_ARGS)
 	DateADT *days;
 	int ndays;
 
+	/* what a standby does not have yet may be behind the place where the caller goes on */
+	PreventCommandDuringRecovery("evstream_backfill()");
 	check_arguments(fcinfo);
 	since = PG_GETARG_TIMESTAMPTZ(1);
 	backfill.at = since;

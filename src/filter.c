@@ -199,6 +199,7 @@ evstream_lock_subscriber(PG_FUNCTION_ARGS)
 	text *id;
 	LOCKTAG tag;
 
+	PreventCommandDuringRecovery("a change of filters");
 	if (PG_ARGISNULL(0))
 		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 						errmsg("subscriber_id must not be null")));

@@ -364,6 +364,7 @@ hooks_install(void)
 Datum
 evstream_restart_workers(PG_FUNCTION_ARGS)
 {
+	PreventCommandDuringRecovery("evstream_restart()");
 	if (status_available())
 	{
 		pending_restart = true;
