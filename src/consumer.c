@@ -16,6 +16,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "clock.h"
 #include "compat.h"
 #include "consumer.h"
 #include "event_id.h"
@@ -519,9 +520,9 @@ local_records(LocalReader *reader)
  * it, a commit has nothing to do for its wake-up.
  */
 static void
-gather(int nrows, TimestampTz read_at)
+gather(int nrows, int64 read_at)
 {
-	static TimestampTz last_read_at = 0;
+	static int64 last_read_at = 0;
 	static double rate = 0; /* events in a second, about */
 	double seconds = (double) Max(read_at - last_read_at, 1) / USECS_PER_SEC;
 
@@ -541,7 +542,7 @@ consumer_local_loop(void)
 	for (;;)
 	{
 		BatchRecord *records;
-		TimestampTz read_at;
+		int64 read_at;
 
 		MemoryContextReset(consumer.batch_context);
 		if (!loaded)
@@ -555,7 +556,7 @@ consumer_local_loop(void)
 			}
 			status_lag_clear();
 		}
-		read_at = GetCurrentTimestamp();
+		read_at = clock_us();
 		if (!worker_run("reading the outbox", local_read_unit, reader, NULL))
 		{
 			worker_backoff();
