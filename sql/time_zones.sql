@@ -100,23 +100,31 @@ SELECT evstream_rebuild('2025-04-01', '2025-12-31') > 0 AS rebuilt;
 SELECT * FROM pg_temp.differences('America/New_York');
 SELECT rebuild_needed FROM evstream.state;
 SELECT day, event_count FROM evstream_daily_counts WHERE user_id = 'America/New_York' AND event_type = 'batch' ORDER BY day;
+-- the first instant that there is: of a day before the year 1 here
+SELECT evstream_track('first', 'purchase', '{"item_id": "i", "amount": 1}', occurred_at => '0001-01-01 00:00:00+00') IS NOT NULL AS ok;
+SELECT evstream_wait('60 s');
+SELECT day, purchase_count, first_event_at FROM evstream_daily_summary WHERE user_id = 'first';
+SELECT evstream_rebuild('0001-12-31 BC', '0001-12-31 BC') AS rebuilt;
+SELECT day, purchase_count, purchase_amount FROM evstream_daily_summary WHERE user_id = 'first';
+SELECT day, purchase_count FROM evstream_daily_item_summary WHERE user_id = 'first';
+SELECT * FROM pg_temp.differences('America/New_York');
 
 -- The zones of the earliest and of the latest day, 26 hours apart.
 CALL pg_temp.count_in('Pacific/Kiritimati');
-SELECT evstream_rebuild('2025-01-01', '2025-12-31') > 0 AS rebuilt;
+SELECT evstream_rebuild('0001-12-30 BC', '2025-12-31') > 0 AS rebuilt;
 SELECT * FROM pg_temp.differences('Pacific/Kiritimati');
 CALL pg_temp.count_in('Etc/GMT+12');
-SELECT evstream_rebuild('2025-01-01', '2025-12-31') > 0 AS rebuilt;
+SELECT evstream_rebuild('0001-12-30 BC', '2025-12-31') > 0 AS rebuilt;
 SELECT * FROM pg_temp.differences('Etc/GMT+12');
 CALL pg_temp.count_in('Europe/Berlin');
-SELECT evstream_rebuild('2025-01-01', '2025-12-31') > 0 AS rebuilt;
+SELECT evstream_rebuild('0001-12-30 BC', '2025-12-31') > 0 AS rebuilt;
 SELECT * FROM pg_temp.differences('Europe/Berlin');
 
 -- A zone that only one of the workers knows, as it alone has started since: no other one counts by that of before.
 DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET evstream.time_zone = %L', current_database(), 'Pacific/Kiritimati'); END $$;
 SELECT pg_terminate_backend(pid) FROM evstream_workers WHERE role = 'maintenance';
 CALL pg_temp.wait_until($$ time_zone = 'Pacific/Kiritimati' FROM evstream.state $$);
-SELECT evstream_rebuild('2025-01-01', '2025-12-31') > 0 AS rebuilt;
+SELECT evstream_rebuild('0001-12-30 BC', '2025-12-31') > 0 AS rebuilt;
 SELECT evstream_track('after', 'view', occurred_at => '2025-06-01 12:00:00+00') IS NOT NULL AS ok;
 SELECT evstream_wait('60 s');
 SELECT day FROM evstream_daily_counts WHERE user_id = 'after';
@@ -150,7 +158,7 @@ SELECT evstream.zone_days('2025-03-30', 'Europe/Berlin', 'UTC') AS berlin, evstr
 SELECT day, event_count FROM evstream_daily_counts WHERE user_id = 'dropped';
 -- days that cannot be rebuilt are not waited for
 SELECT rebuild_needed FROM evstream.state;
-SELECT evstream_rebuild('2025-01-01', '2025-12-31') > 0 AS rebuilt;
+SELECT evstream_rebuild('2025-01-01', '2025-12-31') > 0 AS rebuilt, evstream_rebuild('0001-12-30 BC', '2000-12-31') AS first;
 SELECT rebuild_needed FROM evstream.state;
 
 DO $$ BEGIN EXECUTE format('ALTER DATABASE %I RESET evstream.time_zone', current_database()); END $$;
