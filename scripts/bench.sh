@@ -39,7 +39,7 @@
 # RUNS       how often each is measured, ours and the other by turns (5)
 # EVENTS     of the topic (1000000; the ratios of 2 million are the same)
 # LOCAL_EVENTS of ingest-local (500000)
-# GROWTH_ROWS that growth begins with (10000000), GROWTH_EVENTS of each of its runs (500000)
+# GROWTH_ROWS that growth begins with (10000000), GROWTH_EVENTS of each of its runs (1000000)
 # FANOUT_EVENTS of fanout (200000); LATENCY_RATE of latency (1000 a second)
 # SECONDS_EACH  of a run of track (10), of idle (30) and of latency (20)
 # KEEP       not empty: the server's directory stays
@@ -56,7 +56,7 @@ LINES=${B:-$LINES_ALL}
 RUNS=${RUNS:-5}
 EVENTS=${EVENTS:-1000000}
 LOCAL_EVENTS=${LOCAL_EVENTS:-500000}
-GROWTH_EVENTS=${GROWTH_EVENTS:-500000}
+GROWTH_EVENTS=${GROWTH_EVENTS:-1000000}
 GROWTH_ROWS=${GROWTH_ROWS:-10000000}
 TRACK_SECONDS=${SECONDS_EACH:-10}
 IDLE_SECONDS=${SECONDS_EACH:-30}

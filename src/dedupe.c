@@ -12,18 +12,19 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/table.h"
-#include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
-#include "executor/executor.h"
+#include "catalog/pg_am.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
+#include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
-#include "utils/snapmgr.h"
 
 #include "bulk.h"
 #include "compat.h"
@@ -128,7 +129,45 @@ lock_open_segment(void)
 	}
 }
 
-/* Reads a segment into a filter, with a snapshot of now. */
+/* As many as are on a page, with some to spare */
+#define PAGE_IDS (BLCKSZ / (SizeofHeapTupleHeader + UUID_LEN))
+
+/*
+ * All ids of the page, those of rows that are dead, or not visible yet, as well:
+ * what a filter may have is looked up with a snapshot.
+ */
+static void
+add_page(IdFilter *filter, Relation rel, BlockNumber block, BufferAccessStrategy strategy)
+{
+	Buffer buffer = ReadBufferExtended(rel, MAIN_FORKNUM, block, RBM_NORMAL, strategy);
+	uint64 hashes[PAGE_IDS];
+	int n = 0;
+	Page page;
+
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	page = BufferGetPage(buffer);
+	for (OffsetNumber o = FirstOffsetNumber; o <= PageGetMaxOffsetNumber(page) && n < PAGE_IDS; o++)
+	{
+		ItemId item = PageGetItemId(page, o);
+		HeapTupleData tuple;
+		bool isnull;
+
+		if (!ItemIdIsNormal(item))
+			continue;
+		tuple.t_data = (HeapTupleHeader) PageGetItem(page, item);
+		tuple.t_len = ItemIdGetLength(item);
+		tuple.t_tableOid = RelationGetRelid(rel);
+		ItemPointerSet(&tuple.t_self, block, o);
+		hashes[n] = id_filter_hash(
+			DatumGetUUIDP(heap_getattr(&tuple, ID_EVENT_ID + 1, RelationGetDescr(rel), &isnull)));
+		id_filter_prefetch(filter, hashes[n++]);
+	}
+	UnlockReleaseBuffer(buffer);
+	for (int i = 0; i < n; i++)
+		id_filter_add(filter, hashes[i]);
+}
+
+/* Reads a segment into a filter. */
 static Segment *
 load_segment(int32 segment_id)
 {
@@ -136,10 +175,9 @@ load_segment(int32 segment_id)
 		AllocSetContextCreate(CurrentMemoryContext, "evstream id segment", ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	Segment *segment = palloc0(sizeof(Segment));
+	BufferAccessStrategy strategy = GetAccessStrategy(BAS_BULKREAD);
 	Relation rel;
-	TupleTableSlot *slot;
-	TableScanDesc scan;
-	Snapshot snapshot;
+	BlockNumber nblocks = 0;
 
 	segment->segment_id = segment_id;
 	segment->context = context;
@@ -147,20 +185,18 @@ load_segment(int32 segment_id)
 	MemoryContextSwitchTo(old);
 
 	rel = table_open(segment_relid(segment_id), AccessShareLock);
-	slot = table_slot_create(rel, NULL);
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	scan = table_beginscan(rel, snapshot, 0, NULL);
-	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	/* one that was moved to another access method is always looked into */
+	if (rel->rd_rel->relam != HEAP_TABLE_AM_OID)
+		id_filter_fill(segment->filter);
+	else
+		nblocks = RelationGetNumberOfBlocks(rel);
+	for (BlockNumber block = 0; block < nblocks; block++)
 	{
-		bool isnull;
-		Datum id = slot_getattr(slot, ID_EVENT_ID + 1, &isnull);
-
-		id_filter_add(segment->filter, id_filter_hash(DatumGetUUIDP(id)));
+		CHECK_FOR_INTERRUPTS();
+		add_page(segment->filter, rel, block, strategy);
 	}
-	table_endscan(scan);
-	UnregisterSnapshot(snapshot);
-	ExecDropSingleTupleTableSlot(slot);
 	table_close(rel, NoLock);
+	FreeAccessStrategy(strategy);
 
 	/* an error before leaves nothing behind */
 	MemoryContextSetParent(context, TopMemoryContext);

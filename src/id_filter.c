@@ -26,3 +26,9 @@ id_filter_create(int64 nids)
 	filter->blocks = (IdFilterBlock *) TYPEALIGN(sizeof(IdFilterBlock), memory);
 	return filter;
 }
+
+void
+id_filter_fill(IdFilter *filter)
+{
+	memset(filter->blocks, 0xFF, filter->nblocks * sizeof(IdFilterBlock));
+}

@@ -32,6 +32,9 @@ typedef struct IdFilter
  */
 extern IdFilter *id_filter_create(int64 nids);
 
+/* From now on it looks as if all ids were in it. */
+extern void id_filter_fill(IdFilter *filter);
+
 /* One hash of an id serves all filters. */
 static inline uint64
 id_filter_hash(const pg_uuid_t *id)

@@ -295,6 +295,8 @@ setting_shield_session(void)
 		{"default_transaction_read_only", "off"},
 		{"default_transaction_isolation", "read committed"},
 		{"default_transaction_deferrable", "off"},
+		/* rows are put onto the pages of leaves, and read off them */
+		{"default_table_access_method", "heap"},
 		{"row_security", "on"},
 		{"session_replication_role", "origin"},
 		{"exit_on_error", "off"},
