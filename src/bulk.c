@@ -22,8 +22,9 @@
 #include "bulk.h"
 #include "compat.h"
 
-/* Rows given to the table at a time, as COPY has it */
+/* Rows given to the table at a time, as COPY has it; fewer where they are large */
 #define BULK_CHUNK 1000
+#define BULK_BYTES ((Size) 2 * 1024 * 1024)
 
 struct Bulk
 {
@@ -116,7 +117,8 @@ bulk_put(Bulk *bulk, TupleTableSlot *slot)
 	Assert(slot == bulk->slots[bulk->nfilled]);
 	slot->tts_tableOid = RelationGetRelid(bulk->rel);
 	ExecStoreVirtualTuple(slot);
-	if (++bulk->nfilled == BULK_CHUNK)
+	if (++bulk->nfilled == BULK_CHUNK ||
+		MemoryContextMemAllocated(bulk->values, false) > BULK_BYTES)
 		bulk_flush(bulk);
 }
 
