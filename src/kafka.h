@@ -166,6 +166,7 @@ typedef struct KafkaRecord
 	size_t key_len;
 	const char *value; /* NULL = tombstone */
 	size_t value_len;
+	bool has_headers;
 	void *handle;
 } KafkaRecord;
 

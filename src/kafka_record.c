@@ -124,6 +124,7 @@ kafka_consume(KafkaClient *client, KafkaRecord *records, int max)
 		rd_kafka_message_t *message = client->messages[i];
 		AssignedPart *part = part_find(client, message);
 		KafkaRecord *record = &records[n];
+		rd_kafka_headers_t *headers;
 
 		if (message->err == RD_KAFKA_RESP_ERR_NO_ERROR)
 		{
@@ -139,6 +140,8 @@ kafka_consume(KafkaClient *client, KafkaRecord *records, int max)
 			record->key_len = message->key_len;
 			record->value = message->payload;
 			record->value_len = message->len;
+			record->has_headers =
+				rd_kafka_message_headers(message, &headers) == RD_KAFKA_RESP_ERR_NO_ERROR;
 		}
 		else
 		{
@@ -155,6 +158,7 @@ kafka_consume(KafkaClient *client, KafkaRecord *records, int max)
 			record->key_len = 0;
 			record->value = rd_kafka_message_errstr(message);
 			record->value_len = strlen(record->value);
+			record->has_headers = false;
 			snprintf(client->error, sizeof(client->error), "%s", rd_kafka_message_errstr(message));
 			kafka_health_error(client, message->err, client->error);
 		}
@@ -184,7 +188,8 @@ kafka_record_header(const KafkaRecord *record, const char *name, const char **va
 	rd_kafka_headers_t *headers;
 	const void *data;
 
-	if (rd_kafka_message_headers(record->handle, &headers) != RD_KAFKA_RESP_ERR_NO_ERROR ||
+	if (!record->has_headers ||
+		rd_kafka_message_headers(record->handle, &headers) != RD_KAFKA_RESP_ERR_NO_ERROR ||
 		rd_kafka_header_get_last(headers, name, &data, len) != RD_KAFKA_RESP_ERR_NO_ERROR)
 		return false;
 	*value = data;
@@ -198,7 +203,8 @@ kafka_record_header_at(const KafkaRecord *record, int i, const char **name, cons
 	rd_kafka_headers_t *headers;
 	const void *data;
 
-	if (rd_kafka_message_headers(record->handle, &headers) != RD_KAFKA_RESP_ERR_NO_ERROR ||
+	if (!record->has_headers ||
+		rd_kafka_message_headers(record->handle, &headers) != RD_KAFKA_RESP_ERR_NO_ERROR ||
 		rd_kafka_header_get_all(headers, i, name, &data, len) != RD_KAFKA_RESP_ERR_NO_ERROR)
 		return false;
 	*value = data;
