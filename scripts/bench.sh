@@ -37,7 +37,7 @@
 #
 # B          the lines to run, separated by spaces (all but growth-50m)
 # RUNS       how often each is measured, ours and the other by turns (5)
-# EVENTS     of the topic (1000000; the ratios of 2 million are the same)
+# EVENTS     of the topic (1000000)
 # LOCAL_EVENTS of ingest-local (500000)
 # GROWTH_ROWS that growth begins with (10000000), GROWTH_EVENTS of each of its runs (1000000)
 # FANOUT_EVENTS of fanout (200000); LATENCY_RATE of latency (1000 a second)
