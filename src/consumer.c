@@ -34,13 +34,9 @@
 #define IDLE_MS   1000
 #define PAUSED_MS 1000
 
-/*
- * Many small commits make one batch: where more than so many events come in a
- * second, the reader lets some come together, for so long at most.
- */
-#define GATHER_RATE 1500
+/* Many small commits make one batch, of about so many events, but for so long at most. */
 #define GATHER_ROWS 100
-#define GATHER_US   10000
+#define GATHER_MS   10
 
 /* Tries of a batch as a whole before it is halved, and of one record alone */
 #define TRIES_WHOLE 2
@@ -446,8 +442,9 @@ typedef struct LocalReader
 	LogPartition part;
 	OutboxBatch batch;
 	int64 waiting; /* about so many rows behind the batch */
-	bool paused;   /* it was not read */
-	bool retries;  /* likewise, as these come first */
+	WorkerRate rate;
+	bool paused;  /* it was not read */
+	bool retries; /* likewise, as these come first */
 } LocalReader;
 
 static void
@@ -514,25 +511,6 @@ local_records(LocalReader *reader)
 	return records;
 }
 
-/*
- * Pauses behind a batch of rows that was read at read_at, as long as that many
- * are coming.  The latch is left alone: while it is set and nobody waits for
- * it, a commit has nothing to do for its wake-up.
- */
-static void
-gather(int nrows, int64 read_at)
-{
-	static int64 last_read_at = 0;
-	static double rate = 0; /* events in a second, about */
-	double seconds = (double) Max(read_at - last_read_at, 1) / USECS_PER_SEC;
-
-	if (last_read_at != 0)
-		rate = rate * 0.75 + nrows / seconds * 0.25;
-	last_read_at = read_at;
-	if (rate > GATHER_RATE)
-		pg_usleep((long) Min(GATHER_US, GATHER_ROWS / rate * USECS_PER_SEC));
-}
-
 void
 consumer_local_loop(void)
 {
@@ -543,6 +521,7 @@ consumer_local_loop(void)
 	{
 		BatchRecord *records;
 		int64 read_at;
+		double rows_per_second;
 
 		MemoryContextReset(consumer.batch_context);
 		if (!loaded)
@@ -590,9 +569,9 @@ consumer_local_loop(void)
 			continue;
 		}
 		reader->position = reader->batch.after;
-		worker_check();
-		if (reader->batch.tick_done)
-			gather(reader->batch.nrows, read_at);
+		rows_per_second = worker_rate(&reader->rate, reader->batch.nrows, read_at);
+		if (reader->batch.tick_done && rows_per_second > WORKER_BUSY_RATE)
+			(void) worker_pause(-1, Min(GATHER_MS, GATHER_ROWS * 1000 / (long) rows_per_second));
 	}
 }
 

@@ -46,8 +46,11 @@
 
 #define RECORD_ROWS     10000
 #define RECORD_US       (100 * INT64CONST(1000))
-/* Many small commits make one tick, and not one each. */
-#define READ_PAUSE_US   (5 * INT64CONST(1000))
+/* If that is all there is */
+#define RECORD_ALL_US   (10 * INT64CONST(1000))
+/* From one reading to the next, so that many small commits make one tick, and not one each */
+#define READ_PAUSE_US   (1 * INT64CONST(1000))
+#define BUSY_PAUSE_US   (5 * INT64CONST(1000))
 #define IDLE_MS         1000
 /* Is the topic still the one that it was? */
 #define LOOK_US         (2 * USECS_PER_SEC)
@@ -154,7 +157,7 @@ begin_again(void)
 	relay.nparts = 0; /* what is recorded stays */
 	relay.read_at = relay.done_at = relay.recorded_at;
 	relay.look = true;
-	relay.read_due = relay.record_due = 0;
+	relay.read_due = relay.recorded_since = 0;
 	relay.look_due = clock_us() + LOOK_US;
 	status_state("running");
 }
@@ -250,7 +253,10 @@ read_outbox(void)
 	}
 	if (now >= relay.look_due)
 		relay.look_due = now + LOOK_US;
-	relay.read_due = now + READ_PAUSE_US;
+	if (worker_rate(&relay.rate, unit.batch->outbox.nrows, now) > WORKER_BUSY_RATE)
+		relay.read_due = now + BUSY_PAUSE_US;
+	else
+		relay.read_due = now + READ_PAUSE_US;
 	if (relay.topic_moved)
 	{
 		MemoryContextDelete(context);
@@ -578,10 +584,14 @@ record_unit(void *arg)
 	outbox_relay_advance(&unit->position, relay.log_id, relay.next_offsets, relay.nparts);
 }
 
-/*
- * Records what was delivered, if that is due, or if it is all; false if it
- * could not be.
- */
+/* When what was delivered is to be recorded, sooner if it is all. */
+static int64
+record_due(void)
+{
+	return relay.recorded_since + (relay.delivered == relay.read ? RECORD_ALL_US : RECORD_US);
+}
+
+/* Records what was delivered, if that is due; false if it could not be. */
 static bool
 record(int64 now, bool at_once)
 {
@@ -591,8 +601,7 @@ record(int64 now, bool at_once)
 	unit.position = delivered_position();
 	if (outbox_position_cmp(&unit.position, &relay.recorded_at) == 0)
 		return true;
-	if (!at_once && relay.delivered < relay.read && now < relay.record_due &&
-		relay.delivered - relay.recorded < RECORD_ROWS)
+	if (!at_once && now < record_due() && relay.delivered - relay.recorded < RECORD_ROWS)
 		return true;
 	if (!worker_run("recording what was delivered", record_unit, &unit, NULL))
 		return false;
@@ -614,7 +623,7 @@ record(int64 now, bool at_once)
 	relay.nrefusals = kept;
 	relay.recorded = relay.delivered;
 	relay.recorded_at = relay.done_at = unit.position;
-	relay.record_due = now + RECORD_US;
+	relay.recorded_since = now;
 	while (relay.first != NULL && relay.recorded >= relay.first->first + relay.first->outbox.nrows)
 		free_first();
 	return true;
@@ -653,9 +662,10 @@ static long
 time_to_wait(int64 now)
 {
 	int64 until = now + IDLE_MS * INT64CONST(1000);
+	OutboxPosition delivered = delivered_position();
 
-	if (relay.delivered > relay.recorded)
-		until = Min(until, relay.record_due);
+	if (outbox_position_cmp(&delivered, &relay.recorded_at) != 0)
+		until = Min(until, record_due());
 	if (may_read())
 		until = Min(until, relay.read_due);
 	return until <= now ? 0 : (long) ((until - now + 999) / 1000);
@@ -692,6 +702,7 @@ evstream_relay_main(Datum main_arg)
 		if (!record(now, relay.broken))
 		{
 			worker_backoff();
+			relay.look = true;
 			continue;
 		}
 		if (relay.broken)
@@ -725,7 +736,10 @@ evstream_relay_main(Datum main_arg)
 			status_state("idle");
 		if (relay.broken)
 			continue;
-		worker_wait(kafka_fd(relay.client), time_to_wait(now));
-		relay.look = true;
+		if (may_read())
+			(void) worker_pause(kafka_fd(relay.client), time_to_wait(now));
+		/* what Kafka has to say is no reason to look; a commit would come first */
+		else if (!worker_wait(kafka_fd(relay.client), time_to_wait(now)))
+			relay.look = true;
 	}
 }

@@ -15,6 +15,7 @@
 
 #include "kafka.h"
 #include "outbox.h"
+#include "worker.h"
 
 /* In flight: read and not yet recorded as delivered */
 #define FLIGHT_ROWS    65536 /* a power of two */
@@ -79,15 +80,16 @@ typedef struct Relay
 	int nparts;
 
 	/* by clock_us() */
-	int64 record_due;
+	int64 recorded_since; /* the last time that something was recorded */
 	int64 read_due;
 	int64 look_due;
 	int64 progress_at;    /* last delivery, or since when there is any to wait for */
 	int64 timeless_until; /* records are sent without a timestamp */
-	bool look;            /* there may be something to read */
-	bool broken;          /* begin again from the recorded position */
-	bool failing;         /* records failed, and none was delivered since */
-	bool topic_moved;     /* it is another log now */
+	WorkerRate rate;
+	bool look;        /* there may be something to read */
+	bool broken;      /* begin again from the recorded position */
+	bool failing;     /* records failed, and none was delivered since */
+	bool topic_moved; /* it is another log now */
 	MemoryContext produce_context;
 } Relay;
 

@@ -42,17 +42,23 @@ copy_text(char *dst, const char *src, size_t size)
 
 /* ---- wake-ups ---- */
 
-static void
+static bool
 wake_slots(Oid dboid, WorkerRole role, int max_index)
 {
+	bool any = false;
+
 	for (int i = 0; i < shared->nslots; i++)
 	{
 		WorkerSlot *slot = &shared->slots[i];
 
 		if (slot->phase == SLOT_RUNNING && slot->dboid == dboid && slot->role == role &&
 			slot->index <= max_index)
+		{
 			SetLatch(&slot->proc->procLatch);
+			any = true;
+		}
 	}
+	return any;
 }
 
 void
@@ -61,8 +67,9 @@ status_wake_reader(Oid dboid)
 	if (shared == NULL)
 		return;
 	LWLockAcquire(shared->lock, LW_SHARED);
-	wake_slots(dboid, ROLE_RELAY, 0);
-	wake_slots(dboid, ROLE_CONSUMER, 0);
+	/* with a relay the consumers hear of it by Kafka */
+	if (!wake_slots(dboid, ROLE_RELAY, 0))
+		(void) wake_slots(dboid, ROLE_CONSUMER, 0);
 	LWLockRelease(shared->lock);
 }
 
@@ -72,7 +79,7 @@ status_wake(Oid dboid, WorkerRole role)
 	if (shared == NULL)
 		return;
 	LWLockAcquire(shared->lock, LW_SHARED);
-	wake_slots(dboid, role, PG_INT32_MAX);
+	(void) wake_slots(dboid, role, PG_INT32_MAX);
 	LWLockRelease(shared->lock);
 }
 

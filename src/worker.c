@@ -236,16 +236,9 @@ worker_check(void)
 		reload();
 }
 
-bool
-worker_wait(int fd, long timeout_ms)
+static bool
+wait_for(int events, int fd, long timeout_ms)
 {
-	return worker_wait_for(fd, false, timeout_ms);
-}
-
-bool
-worker_wait_for(int fd, bool to_write, long timeout_ms)
-{
-	int events = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH;
 	int seen;
 
 	Assert(!IsTransactionState());
@@ -257,14 +250,43 @@ worker_wait_for(int fd, bool to_write, long timeout_ms)
 	worker_check();
 	if (fd >= 0)
 		events |= WL_SOCKET_READABLE;
-	if (fd >= 0 && to_write)
-		events |= WL_SOCKET_WRITEABLE;
-	seen = WaitLatchOrSocket(MyLatch, events, fd >= 0 ? fd : PGINVALID_SOCKET, Max(timeout_ms, 0),
-							 PG_WAIT_EXTENSION);
+	else
+		events &= ~WL_SOCKET_WRITEABLE;
+	seen =
+		WaitLatchOrSocket(MyLatch, events | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						  fd >= 0 ? fd : PGINVALID_SOCKET, Max(timeout_ms, 0), PG_WAIT_EXTENSION);
 	if (seen & WL_LATCH_SET)
 		ResetLatch(MyLatch);
 	worker_check();
 	return (seen & (WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE)) != 0;
+}
+
+bool
+worker_wait(int fd, long timeout_ms)
+{
+	return wait_for(WL_LATCH_SET, fd, timeout_ms);
+}
+
+bool
+worker_wait_for(int fd, bool to_write, long timeout_ms)
+{
+	return wait_for(WL_LATCH_SET | (to_write ? WL_SOCKET_WRITEABLE : 0), fd, timeout_ms);
+}
+
+bool
+worker_pause(int fd, long timeout_ms)
+{
+	return wait_for(0, fd, timeout_ms);
+}
+
+double
+worker_rate(WorkerRate *rate, int nrows, int64 at)
+{
+	if (rate->last != 0)
+		rate->rows = rate->rows * 0.75 +
+					 nrows * (double) USECS_PER_SEC / (double) Max(at - rate->last, 1) * 0.25;
+	rate->last = at;
+	return rate->rows;
 }
 
 void

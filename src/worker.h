@@ -51,6 +51,25 @@ extern bool worker_wait(int fd, long timeout_ms);
 /* The same, but if to_write also for fd to become writable. */
 extern bool worker_wait_for(int fd, bool to_write, long timeout_ms);
 
+/*
+ * Waits for fd or the time alone.  While the latch is set and nobody waits for
+ * it, a commit has nothing to do for its wake-up: for pauses of a few ms.
+ */
+extern bool worker_pause(int fd, long timeout_ms);
+
+/* How many rows come in a second, as a reader sees it */
+typedef struct WorkerRate
+{
+	int64 last;  /* time of the last reading, by clock_us(), 0 = none */
+	double rows; /* in a second, about */
+} WorkerRate;
+
+/* Where more rows than these come in a second, some are let come together. */
+#define WORKER_BUSY_RATE 1500
+
+/* Counts nrows that were read at a time, by clock_us(); returns how many come in a second, about. */
+extern double worker_rate(WorkerRate *rate, int nrows, int64 at);
+
 /* CHECK_FOR_INTERRUPTS and what worker_wait does for signals, without waiting. */
 extern void worker_check(void);
 
