@@ -17,7 +17,7 @@ SHLIB_LINK = -lrdkafka -lhiredis $(if $(REDIS_TLS),-lhiredis_ssl -lssl -lcrypto)
 REGRESS = $(if $(wildcard sql/schedule),$(shell sed -n 's/^test: *//p' sql/schedule),$(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql))))
 ISOLATION = $(patsubst specs/%.spec,%,$(sort $(wildcard specs/*.spec)))
 
-BENCH_BIN = bench/evgen bench/kprobe bench/kmock bench/clockstep.so bench/latency bench/bare
+BENCH_BIN = bench/evgen bench/kprobe bench/kmock bench/clockstep.so bench/latency bench/bare bench/relay
 EXTRA_CLEAN = $(BENCH_BIN) results
 
 PG_CONFIG ?= pg_config
@@ -143,5 +143,8 @@ bench/clockstep.so: bench/clockstep.c
 bench/bare: bench/bare.c
 	$(or $(CC),cc) $(TOOL_CFLAGS) -o $@ $< -lrdkafka -ljson-c
 
-bench/latency: bench/latency.c
-	$(or $(CC),cc) $(TOOL_CFLAGS) -D_GNU_SOURCE -I$(shell $(PG_CONFIG) --includedir) -o $@ $< -L$(shell $(PG_CONFIG) --libdir) -lpq
+bench/latency: bench/latency.c bench/latency_kafka.c bench/latency.h
+	$(or $(CC),cc) $(TOOL_CFLAGS) -D_GNU_SOURCE -I$(shell $(PG_CONFIG) --includedir) -o $@ $(filter %.c,$^) -L$(shell $(PG_CONFIG) --libdir) -lpq -lrdkafka
+
+bench/relay: bench/relay.c
+	$(or $(CC),cc) $(TOOL_CFLAGS) -D_GNU_SOURCE -I$(shell $(PG_CONFIG) --includedir) -o $@ $< -L$(shell $(PG_CONFIG) --libdir) -lpq -lrdkafka

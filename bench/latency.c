@@ -1,8 +1,9 @@
 /*
- * latency: how long it takes from a commit to the message at a subscriber of Redis.
+ * latency: how long it takes from a commit to the message at a subscriber of Redis, or
+ * to the record at a consumer of Kafka.
  *
  * Clients run one statement each in a transaction of its own, evenly at a rate, and
- * one connection to Redis listens on a channel.  Both ends are this process, so that
+ * one connection to Redis listens on a channel, or one to Kafka on a topic.  Both ends are this process, so that
  * there is one clock.  The time of an event begins when the statement is sent, before
  * its commit, and ends when the message has been read.  With -p it is this program
  * that publishes, once the server has answered the commit: the least that an
@@ -25,6 +26,8 @@
 #include <unistd.h>
 
 #include <libpq-fe.h>
+
+#include "latency.h"
 
 #define MAX_CLIENTS 64
 #define MARK        "latency-" /* the user of event n is latency-n */
@@ -50,13 +53,14 @@ static double seconds = 10;
 static double warm = 2; /* seconds that are not counted */
 static const char *channel;
 static bool publishes = false;
+static bool by_kafka = false;
 
 static double *begun;
 static double *taken; /* seconds; below 0: not arrived */
 static long nevents;
 static long narrived = 0;
 
-static void
+void
 die(const char *format, ...)
 {
 	va_list args;
@@ -119,7 +123,7 @@ redis_send(int fd, const char *format, ...)
 }
 
 static void
-redis_publish(int fd, long event)
+publish(int fd, long event)
 {
 	char message[512];
 	int len = snprintf(message, sizeof(message),
@@ -127,9 +131,16 @@ redis_publish(int fd, long event)
 					   "%ld\",\"event_type\":\"view\",\"properties\":{\"item_id\":\"sku-1\","
 					   "\"page\":\"/catalogue\",\"device\":\"mobile\"},\"filler\":\"%0200d\"}",
 					   event, 0);
+	char user[32];
 
-	redis_send(fd, "*3\r\n$7\r\nPUBLISH\r\n$%zu\r\n%s\r\n$%d\r\n%s\r\n", strlen(channel), channel,
-			   len, message);
+	if (by_kafka)
+	{
+		snprintf(user, sizeof(user), MARK "%ld", event);
+		kafka_publish(user, message, len);
+	}
+	else
+		redis_send(fd, "*3\r\n$7\r\nPUBLISH\r\n$%zu\r\n%s\r\n$%d\r\n%s\r\n", strlen(channel),
+				   channel, len, message);
 }
 
 static void
@@ -141,6 +152,27 @@ redis_read(int fd, Buffer *buffer)
 		die("the connection to Redis was lost");
 	buffer->len += got;
 	buffer->data[buffer->len] = '\0';
+}
+
+static void
+take_event(long event, double at)
+{
+	if (event < 0 || event >= nevents || begun[event] == 0)
+		die("a message of event %ld, which was not sent", event);
+	if (taken[event] < 0)
+	{
+		taken[event] = at - begun[event];
+		narrived++;
+	}
+}
+
+static void
+take_record(const char *value, size_t len)
+{
+	const char *found = memmem(value, len, MARK, strlen(MARK));
+
+	if (found != NULL)
+		take_event(strtol(found + strlen(MARK), NULL, 10), now());
 }
 
 /* Takes the events that the messages name: the mark, digits, a quote. */
@@ -158,13 +190,7 @@ take_messages(Buffer *buffer, double at)
 		if (*end == '\0')
 			break;
 		from = end;
-		if (event < 0 || event >= nevents || begun[event] == 0)
-			die("a message of event %ld, which was not sent", event);
-		if (taken[event] < 0)
-		{
-			taken[event] = at - begun[event];
-			narrived++;
-		}
+		take_event(event, at);
 	}
 	if (found == NULL)
 	{
@@ -277,7 +303,9 @@ run(int listener, int publisher)
 		if (ppoll(fds, nclients + 2, &timeout, NULL) < 0)
 			die("ppoll: %s", strerror(errno));
 
-		if (fds[nclients].revents)
+		if (fds[nclients].revents && by_kafka)
+			kafka_take(take_record);
+		else if (fds[nclients].revents)
 		{
 			redis_read(listener, &messages);
 			take_messages(&messages, now());
@@ -294,7 +322,7 @@ run(int listener, int publisher)
 			if (fds[i].revents && end_event(&clients[i]))
 			{
 				if (publishes)
-					redis_publish(publisher, clients[i].event);
+					publish(publisher, clients[i].event);
 				clients[i].event = -1;
 				ncommitted++;
 				last_commit = now();
@@ -319,6 +347,7 @@ usage(void)
 {
 	fputs(
 		"usage: latency -d CONNINFO -r HOST:PORT -c CHANNEL -s SQL [-p] [-n EVENTS/S] [-t SECONDS] [-j CLIENTS]\n"
+		"       latency -d CONNINFO -k HOST:PORT -c TOPIC   (the same)\n"
 		"SQL is given the user as $1. Prints ms: p50 p95 p99 max.\n",
 		stderr);
 	exit(2);
@@ -329,6 +358,7 @@ main(int argc, char **argv)
 {
 	const char *conninfo = NULL;
 	const char *redis = NULL;
+	const char *brokers = NULL;
 	const char *sql = NULL;
 	static Buffer hello;
 	int listener;
@@ -337,7 +367,7 @@ main(int argc, char **argv)
 	long n;
 	int c;
 
-	while ((c = getopt(argc, argv, "d:r:c:s:pn:t:j:")) != -1)
+	while ((c = getopt(argc, argv, "d:r:k:c:s:pn:t:j:")) != -1)
 	{
 		switch (c)
 		{
@@ -346,6 +376,10 @@ main(int argc, char **argv)
 				break;
 			case 'r':
 				redis = optarg;
+				break;
+			case 'k':
+				brokers = optarg;
+				by_kafka = true;
 				break;
 			case 'c':
 				channel = optarg;
@@ -369,8 +403,8 @@ main(int argc, char **argv)
 				usage();
 		}
 	}
-	if (!conninfo || !redis || !channel || !sql || rate <= 0 || seconds <= 0 || nclients < 1 ||
-		nclients > MAX_CLIENTS)
+	if (!conninfo || !redis == !brokers || !channel || !sql || rate <= 0 || seconds <= 0 ||
+		nclients < 1 || nclients > MAX_CLIENTS)
 		usage();
 
 	first = (long) (warm * rate);
@@ -383,11 +417,19 @@ main(int argc, char **argv)
 		taken[i] = -1;
 
 	connect_clients(conninfo, sql);
-	publisher = redis_connect(redis);
-	listener = redis_connect(redis);
-	redis_send(listener, "*2\r\n$9\r\nSUBSCRIBE\r\n$%zu\r\n%s\r\n", strlen(channel), channel);
-	while (strstr(hello.data, ":1\r\n") == NULL)
-		redis_read(listener, &hello);
+	if (by_kafka)
+	{
+		listener = kafka_open(brokers, channel);
+		publisher = -1;
+	}
+	else
+	{
+		publisher = redis_connect(redis);
+		listener = redis_connect(redis);
+		redis_send(listener, "*2\r\n$9\r\nSUBSCRIBE\r\n$%zu\r\n%s\r\n", strlen(channel), channel);
+		while (strstr(hello.data, ":1\r\n") == NULL)
+			redis_read(listener, &hello);
+	}
 
 	run(listener, publisher);
 

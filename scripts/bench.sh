@@ -16,8 +16,20 @@
 #   growth        the line ingest with 10 million events and ids, and a million users,
 #                 in the tables already. Beside it: empty tables
 #   growth-50m    the same with 50 million; only where B names it (it needs 15 GB)
-#   track         transactions of one evstream_track, by 8 clients, workers
-#                 running. Beside it: INSERT of the same values into a bare table
+#   track         transactions of one evstream_track, by 8 clients, workers off: what
+#                 it takes of an application. Beside it: INSERT of the same values into
+#                 a bare table
+#   track-batch   events a second by evstream_track_batch of 1,000. Beside it: INSERT ...
+#                 SELECT of the same jsonb into a bare table
+#   embedded      events counted a second while 8 clients track them through the embedded
+#                 log. Beside it: the clients alone. embedded-waiting: the age of the
+#                 oldest event that waits in the end, in ms
+#   snapshot      the same with a snapshot held meanwhile. Beside it: without
+#   relay         a backlog of the outbox into Kafka. Beside it: a producer that copies
+#                 the same rows
+#   relay-latency from the begin of the statement that tracks and commits an event to its
+#                 record at a consumer of Kafka, at 500 events a second, in ms. Beside it:
+#                 INSERT into a bare table, and a producer when it is committed
 #   idle          what all workers of a database take while there is nothing to do,
 #                 in percent of a core (embedded log)
 #   idle-kafka    the same with Kafka
@@ -41,7 +53,9 @@
 # LOCAL_EVENTS of ingest-local (500000)
 # GROWTH_ROWS that growth begins with (10000000), GROWTH_EVENTS of each of its runs (1000000)
 # FANOUT_EVENTS of fanout (200000); LATENCY_RATE of latency (1000 a second)
-# SECONDS_EACH  of a run of track (10), of idle (30) and of latency (20)
+# RELAY_EVENTS of relay (1000000)
+# SECONDS_EACH  of a run of track and its like (6), of embedded (20), of idle (30) and of
+#            latency (10)
 # KEEP       not empty: the server's directory stays
 #
 # The table at the end goes to results/bench.json as well. Exit status: 0 all aims
@@ -50,7 +64,7 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-LINES_ALL='ingest ingest-items ingest-local counts-only two-consumers growth track idle idle-kafka matcher fanout latency latency-kafka'
+LINES_ALL='ingest ingest-items ingest-local counts-only two-consumers growth track track-batch embedded snapshot relay relay-latency idle idle-kafka matcher fanout latency latency-kafka'
 LINES_KNOWN="$LINES_ALL growth-50m"
 LINES=${B:-$LINES_ALL}
 RUNS=${RUNS:-5}
@@ -58,11 +72,13 @@ EVENTS=${EVENTS:-1000000}
 LOCAL_EVENTS=${LOCAL_EVENTS:-500000}
 GROWTH_EVENTS=${GROWTH_EVENTS:-1000000}
 GROWTH_ROWS=${GROWTH_ROWS:-10000000}
-TRACK_SECONDS=${SECONDS_EACH:-10}
+TRACK_SECONDS=${SECONDS_EACH:-6}
+SUSTAINED_SECONDS=${SECONDS_EACH:-20}
+RELAY_EVENTS=${RELAY_EVENTS:-1000000}
 IDLE_SECONDS=${SECONDS_EACH:-30}
 FANOUT_EVENTS=${FANOUT_EVENTS:-200000}
 LATENCY_RATE=${LATENCY_RATE:-1000}
-LATENCY_SECONDS=${SECONDS_EACH:-20}
+LATENCY_SECONDS=${SECONDS_EACH:-10}
 SEED=1
 
 for line in $LINES; do
@@ -198,14 +214,14 @@ start_redis()
 	fi
 }
 
-for file in ingest track idle matcher fanout latency memory; do
+for file in ingest track relay idle matcher fanout latency memory; do
 	. "$REPO/bench/$file.sh"
 done
 
 # ---- the run ----
 
 private_install "$TMP/inst"
-make -s -C "$REPO" bench/evgen bench/kprobe bench/latency bench/bare
+make -s -C "$REPO" bench/evgen bench/kprobe bench/latency bench/bare bench/relay
 start_server
 sample_memory >"$TMP/memory" &
 for line in $LINES; do
@@ -228,6 +244,7 @@ mkdir -p "$REPO/results"
 	meta growth_rows $GROWTH_ROWS
 	meta fanout_events $FANOUT_EVENTS
 	meta latency_rate $LATENCY_RATE
+	meta relay_events $RELAY_EVENTS
 	END
 	cat "$TMP/runs"
 } | awk -v json="$REPO/results/bench.json" -f "$REPO/bench/report.awk"
