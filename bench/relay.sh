@@ -20,7 +20,7 @@ line_relay()
 	psql_in relay -f "$REPO/bench/batch_table.sql" -c 'SELECT evstream_pause()' >/dev/null
 	for run in $(seq "$RUNS"); do
 		before=$(relayed)
-		first=$(psql_in relay -c 'SELECT last_value FROM evstream.outbox_id_seq')
+		first=$(psql_in relay -c 'SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM evstream.outbox_id_seq')
 		"$BINDIR/pgbench" -n -h "$TMP/run" -p "$PORT" -U postgres -M prepared -c 1 -t $((RELAY_EVENTS / 1000)) \
 			-f "$REPO/bench/batch_evstream.sql" relay >"$TMP/pgbench.log" 2>&1 || { cat "$TMP/pgbench.log" >&2; fail 'pgbench failed'; }
 		psql_in relay -c CHECKPOINT
