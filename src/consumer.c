@@ -403,12 +403,24 @@ retry_done_unit(void *arg)
 			1, types, values, NULL, SPI_OK_INSERT);
 }
 
-bool
-consumer_any_retries(void)
+void
+consumer_wishes(ConsumerWishes *wishes)
 {
-	sql_execute_kept("SELECT EXISTS (SELECT FROM evstream.retries)", 0, NULL, NULL, NULL, false,
-					 SPI_OK_SELECT);
-	return DatumGetBool(sql_column(0, 1, NULL));
+	bool isnull;
+
+	sql_execute_kept(
+		"SELECT EXISTS (SELECT FROM evstream.state WHERE paused) OR NOT EXISTS (SELECT FROM evstream.state)"
+		"   OR EXISTS (SELECT FROM evstream.restored),"
+		" EXISTS (SELECT FROM evstream.retries),"
+		" (SELECT pg_catalog.max(seek_id) FROM evstream.seeks)",
+		0, NULL, NULL, NULL, false, SPI_OK_SELECT);
+	wishes->paused = DatumGetBool(sql_column(0, 1, NULL));
+	/* one of the consumers takes these */
+	wishes->retries =
+		!wishes->paused && worker_self.index == 0 && DatumGetBool(sql_column(0, 2, NULL));
+	wishes->seek_id = DatumGetInt64(sql_column(0, 3, &isnull));
+	if (isnull)
+		wishes->seek_id = 0;
 }
 
 bool
@@ -443,8 +455,8 @@ typedef struct LocalReader
 	OutboxBatch batch;
 	int64 waiting; /* about so many rows behind the batch */
 	WorkerRate rate;
-	bool paused;  /* it was not read */
-	bool retries; /* likewise, as these come first */
+	/* while paused, or as retries come first, it was not read */
+	ConsumerWishes wishes;
 } LocalReader;
 
 static void
@@ -463,9 +475,8 @@ local_read_unit(void *arg)
 	LocalReader *reader = arg;
 	bool made_tick;
 
-	reader->paused = batch_is_paused();
-	reader->retries = !reader->paused && consumer_any_retries();
-	if (reader->paused || reader->retries)
+	consumer_wishes(&reader->wishes);
+	if (reader->wishes.paused || reader->wishes.retries)
 		return;
 	outbox_read(&reader->position, setting_batch_size, LOCAL_BATCH_BYTES, consumer.batch_context,
 				&reader->batch, &made_tick);
@@ -541,12 +552,12 @@ consumer_local_loop(void)
 			worker_backoff();
 			continue;
 		}
-		if (reader->paused)
+		if (reader->wishes.paused)
 		{
 			wait_while_paused();
 			continue;
 		}
-		if (reader->retries)
+		if (reader->wishes.retries)
 		{
 			(void) consumer_retries();
 			continue;

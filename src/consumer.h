@@ -36,8 +36,16 @@ extern bool consumer_store(BatchRecord *records, int nrecords, BatchHeaders head
 /* Stores what waits in evstream.retries (consumer 0); true if there was any. */
 extern bool consumer_retries(void);
 
-/* Are there any?  In a transaction. */
-extern bool consumer_any_retries(void);
+/* What others may ask of a consumer between two batches */
+typedef struct ConsumerWishes
+{
+	bool paused;
+	bool retries;  /* wait for this consumer */
+	int64 seek_id; /* the last seek, 0 = none */
+} ConsumerWishes;
+
+/* In a transaction. */
+extern void consumer_wishes(ConsumerWishes *wishes);
 
 /* The two main loops; they do not return. */
 pg_noreturn extern void consumer_local_loop(void);

@@ -186,27 +186,10 @@ load_ranges_unit(void *arg)
 	event_format_uuid(origin.data, source.origin);
 }
 
-/* What others may ask of us between two batches */
-typedef struct WishUnit
-{
-	bool paused;
-	bool retries;
-	int64 seek_id; /* the last seek, 0 = none */
-} WishUnit;
-
 static void
 wish_unit(void *arg)
 {
-	WishUnit *unit = arg;
-	bool isnull;
-
-	unit->paused = batch_is_paused();
-	unit->retries = worker_self.index == 0 && !unit->paused && consumer_any_retries();
-	sql_execute_kept("SELECT pg_catalog.max(seek_id) FROM evstream.seeks", 0, NULL, NULL, NULL,
-					 true, SPI_OK_SELECT);
-	unit->seek_id = DatumGetInt64(sql_column(0, 1, &isnull));
-	if (isnull)
-		unit->seek_id = 0;
+	consumer_wishes(arg);
 }
 
 /*
@@ -294,7 +277,7 @@ void
 consumer_kafka_loop(void)
 {
 	BatchRecord *records;
-	WishUnit wish;
+	ConsumerWishes wish;
 	int64 seek_id = 0;
 
 	source.context = AllocSetContextCreate(consumer.long_context, "evstream Kafka source",
