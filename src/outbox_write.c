@@ -19,6 +19,7 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_class.h"
 #include "commands/sequence.h"
 #include "executor/executor.h"
 #include "storage/lmgr.h"
@@ -141,6 +142,9 @@ fill_slot(TupleTableSlot *slot, Oid sequence, Datum xid, const OutboxNew *new,
 {
 	ExecClearTuple(slot);
 	memset(slot->tts_isnull, 0, OB_COLUMNS * sizeof(bool));
+	/* what somebody else has added */
+	for (int i = OB_COLUMNS; i < slot->tts_tupleDescriptor->natts; i++)
+		slot->tts_isnull[i] = true;
 	slot->tts_values[OB_ID] = Int64GetDatum(nextval_internal(sequence, false));
 	slot->tts_values[OB_XID] = xid;
 	slot->tts_values[OB_EVENT_ID] = UUIDPGetDatum(&new->event_id);
@@ -166,9 +170,9 @@ outbox_write(const OutboxNew *rows, int nrows, TimestampTz tracked_at)
 	ResultRelInfo *result_rel = makeNode(ResultRelInfo);
 	MemoryContext old;
 
-	if (RelationGetNumberOfAttributes(rel) != OB_COLUMNS)
+	if (rel->rd_rel->relkind != RELKIND_RELATION || RelationGetNumberOfAttributes(rel) < OB_COLUMNS)
 		ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
-						errmsg("table \"%s\" has not the columns of evstream.outbox_0",
+						errmsg("\"%s\" is no table with the columns of the outbox",
 							   RelationGetRelationName(rel))));
 	InitResultRelInfo(result_rel, rel, 1, NULL, 0);
 	ExecOpenIndices(result_rel, false);
