@@ -33,12 +33,20 @@ fold(uint64 hash)
 	return (uint32) (hash ^ (hash >> 32));
 }
 
+static inline uint32
+hash_looked_for(const Words *words)
+{
+	return hash_bytes((const unsigned char *) words->looked_for.data, (int) words->looked_for.len);
+}
+
 #define SH_PREFIX            words
 #define SH_ELEMENT_TYPE      Word
-#define SH_KEY_TYPE          EventText
-#define SH_KEY               text
-#define SH_HASH_KEY(tb, key) hash_bytes((const unsigned char *) (key).data, (int) (key).len)
-#define SH_EQUAL(tb, a, b)   texts_equal(a, b)
+#define SH_KEY_TYPE          uint32
+#define SH_KEY               id
+#define SH_HASH_KEY(tb, key) hash_looked_for((const Words *) (tb)->private_data)
+#define SH_EQUAL(tb, a, b)                                                                         \
+	texts_equal(((const Words *) (tb)->private_data)->texts[a],                                    \
+				((const Words *) (tb)->private_data)->looked_for)
 #define SH_STORE_HASH
 #define SH_GET_HASH(tb, a) (a)->hash
 #define SH_SCOPE           static inline
@@ -70,14 +78,33 @@ fold(uint64 hash)
 
 #define SH_PREFIX            ids
 #define SH_ELEMENT_TYPE      VersionId
-#define SH_KEY_TYPE          int64
-#define SH_KEY               id
-#define SH_HASH_KEY(tb, key) fold((uint64) (key))
-#define SH_EQUAL(tb, a, b)   ((a) == (b))
-#define SH_SCOPE             static inline
+#define SH_KEY_TYPE          uint32
+#define SH_KEY               index
+#define SH_HASH_KEY(tb, key) fold((uint64) ((const Matcher *) (tb)->private_data)->looked_for_id)
+#define SH_EQUAL(tb, a, b)                                                                         \
+	(matcher_version((const Matcher *) (tb)->private_data, a)->version_id ==                       \
+	 ((const Matcher *) (tb)->private_data)->looked_for_id)
+#define SH_STORE_HASH
+#define SH_GET_HASH(tb, a) (a)->hash
+#define SH_SCOPE           static inline
 #define SH_DECLARE
 #define SH_DEFINE
 #include "lib/simplehash.h"
+
+/* The word of that text, or NULL. */
+static inline Word *
+find_word(Words *words, EventText text)
+{
+	words->looked_for = text;
+	return words_lookup(words->hash, LOOKED_FOR);
+}
+
+static inline VersionId *
+find_version_id(Matcher *matcher, int64 version_id)
+{
+	matcher->looked_for_id = version_id;
+	return ids_lookup(matcher->ids, LOOKED_FOR);
+}
 
 /* ---- cells ---- */
 

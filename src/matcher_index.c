@@ -27,13 +27,10 @@
 /* Cells that one version may lie in, unless a single list has more values. */
 #define COMBINATIONS 64
 
-#define ARENA_CHUNK (64 * 1024)
-#define ARENA_LARGE (ARENA_CHUNK / 8) /* what is larger is allocated by itself */
-
 static void
 words_init(Matcher *matcher, Words *words)
 {
-	words->hash = words_create(matcher->data, 64, NULL);
+	words->hash = words_create(matcher->data, 64, words);
 	words->size = 64;
 	words->texts = MemoryContextAlloc(matcher->data, words->size * sizeof(EventText));
 }
@@ -46,13 +43,14 @@ matcher_index_init(Matcher *matcher)
 	memset(&matcher->texts, 0, sizeof(Arena));
 	memset(&matcher->conditions, 0, sizeof(Arena));
 	memset(&matcher->cell_space, 0, sizeof(Arena));
+	memset(matcher->free_cells, 0, sizeof(matcher->free_cells));
 	for (int d = 0; d < DIM_COUNT; d++)
 		words_init(matcher, &matcher->words[d]);
 	words_init(matcher, &matcher->subscribers);
-	matcher->contents = words_create(data, 64, NULL);
+	words_init(matcher, &matcher->contents);
 	matcher->pairs = pairs_create(data, 64, NULL);
 	matcher->cells = cells_create(data, 64, NULL);
-	matcher->ids = ids_create(data, 64, NULL);
+	matcher->ids = ids_create(data, 64, matcher);
 	matcher->chunks = NULL;
 	matcher->nchunks = 0;
 	matcher->nversions = 0;
@@ -85,15 +83,18 @@ arena_alloc(Matcher *matcher, Arena *arena, Size size)
 	return result;
 }
 
-/* The number of a text; *fresh: it had none before. */
+/* The number of a text; *fresh: it had none before, and its place is to be filled. */
 static uint32
-intern(Matcher *matcher, Words *words, EventText text, bool *fresh)
+number_text(Words *words, EventText text, bool *fresh)
 {
 	bool found;
-	Word *word = words_insert(words->hash, text, &found);
+	Word *word;
 	uint32 id;
-	char *copy;
 
+	if (words->hash->members == LOOKED_FOR)
+		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), errmsg("too many filters")));
+	words->looked_for = text;
+	word = words_insert(words->hash, LOOKED_FOR, &found);
 	*fresh = !found;
 	if (found)
 		return word->id;
@@ -104,12 +105,25 @@ intern(Matcher *matcher, Words *words, EventText text, bool *fresh)
 		words->size *= 2;
 		words->texts = repalloc_huge(words->texts, (Size) words->size * sizeof(EventText));
 	}
-	copy = arena_alloc(matcher, &matcher->texts, text.len + 1);
-	memcpy(copy, text.data, text.len);
-	copy[text.len] = '\0';
 	word->id = id;
-	word->text.data = copy;
-	words->texts[id] = word->text;
+	return id;
+}
+
+/* The same, with a copy of the text in its place. */
+static uint32
+intern(Matcher *matcher, Words *words, EventText text)
+{
+	bool fresh;
+	uint32 id = number_text(words, text, &fresh);
+
+	if (fresh)
+	{
+		char *copy = arena_alloc(matcher, &matcher->texts, text.len + 1);
+
+		memcpy(copy, text.data, text.len);
+		copy[text.len] = '\0';
+		words->texts[id] = (EventText){copy, text.len};
+	}
 	return id;
 }
 
@@ -118,10 +132,10 @@ static Content *
 intern_content(Matcher *matcher, const Jsonb *properties)
 {
 	EventText bytes = {(const char *) properties, VARSIZE(properties)};
-	bool found;
-	Word *word = words_insert(matcher->contents, bytes, &found);
+	bool fresh;
+	uint32 id = number_text(&matcher->contents, bytes, &fresh);
 
-	if (!found)
+	if (fresh)
 	{
 		Content *content =
 			arena_alloc(matcher, &matcher->conditions, offsetof(Content, properties) + bytes.len);
@@ -129,9 +143,9 @@ intern_content(Matcher *matcher, const Jsonb *properties)
 		content->event = 0;
 		content->contained = false;
 		memcpy(&content->properties, properties, bytes.len);
-		word->text.data = (const char *) &content->properties;
+		matcher->contents.texts[id] = (EventText){(const char *) &content->properties, bytes.len};
 	}
-	return (Content *) (word->text.data - offsetof(Content, properties));
+	return (Content *) (matcher->contents.texts[id].data - offsetof(Content, properties));
 }
 
 /* ---- cells ---- */
@@ -139,26 +153,47 @@ intern_content(Matcher *matcher, const Jsonb *properties)
 static Size
 cell_bytes(uint32 text_bytes, uint32 size)
 {
-	return MAXALIGN(sizeof(Cell)) + text_bytes + (Size) size * sizeof(Entry);
+	return MAXALIGN(MAXALIGN(sizeof(Cell)) + text_bytes + (Size) size * sizeof(Entry));
 }
 
-/* Small ones are left in the arena. */
-static void
-free_cell(Cell *cell)
+/* Cells grow by doubling: most of those that are new go where others were. */
+static Cell *
+alloc_cell(Matcher *matcher, Size bytes)
 {
-	if (cell_bytes(cell->text_bytes, cell->size) > ARENA_LARGE)
+	void **list = &matcher->free_cells[bytes / MAXIMUM_ALIGNOF];
+	void *cell;
+
+	if (bytes > ARENA_LARGE || *list == NULL)
+		return arena_alloc(matcher, &matcher->cell_space, bytes);
+	cell = *list;
+	*list = *(void **) cell;
+	return cell;
+}
+
+static void
+free_cell(Matcher *matcher, Cell *cell)
+{
+	Size bytes = cell_bytes(cell->text_bytes, cell->size);
+	void **list;
+
+	if (bytes > ARENA_LARGE)
+	{
 		pfree(cell);
+		return;
+	}
+	list = &matcher->free_cells[bytes / MAXIMUM_ALIGNOF];
+	*(void **) cell = *list;
+	*list = cell;
 }
 
 static Cell *
 grow_cell(Matcher *matcher, Cell *old)
 {
-	Cell *cell =
-		arena_alloc(matcher, &matcher->cell_space, cell_bytes(old->text_bytes, old->size * 2));
+	Cell *cell = alloc_cell(matcher, cell_bytes(old->text_bytes, old->size * 2));
 
 	memcpy(cell, old, cell_bytes(old->text_bytes, old->size));
 	cell->size *= 2;
-	free_cell(old);
+	free_cell(matcher, old);
 	return cell;
 }
 
@@ -172,7 +207,7 @@ make_cell(Matcher *matcher, const CellKey *key)
 	for (int d = 0; d < DIM_COUNT; d++)
 		text_bytes += key->texts[d].data ? key->texts[d].len : 0;
 	text_bytes = MAXALIGN(text_bytes);
-	cell = arena_alloc(matcher, &matcher->cell_space, cell_bytes((uint32) text_bytes, 1));
+	cell = alloc_cell(matcher, cell_bytes((uint32) text_bytes, 1));
 	cell->next = NULL;
 	cell->nentries = 0;
 	cell->nsorted = 0;
@@ -300,7 +335,7 @@ cell_remove(Matcher *matcher, const CellKey *key, Entry entry)
 	if (cell->nentries == 0)
 	{
 		*link = cell->next;
-		free_cell(cell);
+		free_cell(matcher, cell);
 		if (place->first == NULL)
 			cells_delete_item(matcher->cells, place);
 	}
@@ -472,7 +507,8 @@ new_version(Matcher *matcher)
 void
 matcher_index_add(Matcher *matcher, const FilterRow *row)
 {
-	bool fresh;
+	bool found;
+	uint32 subscriber;
 	uint32 index = matcher->nversions;
 	Version *version = new_version(matcher);
 	uint32 nwords = 0;
@@ -482,9 +518,10 @@ matcher_index_add(Matcher *matcher, const FilterRow *row)
 	version->version_id = row->version_id;
 	version->made_xid = row->made_xid;
 	version->ended_xid = row->ended_xid;
-	version->subscriber = intern(matcher, &matcher->subscribers, row->subscriber, &fresh);
-	if (version->subscriber > ENTRY_SUBSCRIBER)
+	subscriber = intern(matcher, &matcher->subscribers, row->subscriber);
+	if (subscriber > ENTRY_SUBSCRIBER)
 		ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), errmsg("too many subscribers")));
+	version->subscriber = subscriber;
 	if (row->min_amount != NULL)
 	{
 		Size size = VARSIZE_ANY(row->min_amount);
@@ -505,7 +542,7 @@ matcher_index_add(Matcher *matcher, const FilterRow *row)
 		uint32 *words = version->words + nwords;
 
 		for (int i = 0; i < row->nvalues[d]; i++)
-			words[i] = intern(matcher, &matcher->words[d], row->values[d][i], &fresh);
+			words[i] = intern(matcher, &matcher->words[d], row->values[d][i]);
 		qsort(words, row->nvalues[d], sizeof(uint32), matcher_compare_words);
 		version->nwords[d] = row->nvalues[d];
 		nwords += row->nvalues[d];
@@ -538,7 +575,8 @@ matcher_index_add(Matcher *matcher, const FilterRow *row)
 		matcher->masks |= 1 << mask;
 
 	for_cells(matcher, index, cell_add);
-	ids_insert(matcher->ids, row->version_id, &fresh)->index = index;
+	matcher->looked_for_id = row->version_id;
+	ids_insert(matcher->ids, LOOKED_FOR, &found)->index = index;
 	matcher->nheld++;
 	if (version->ended_xid != 0)
 		matcher->nended++;
@@ -548,7 +586,7 @@ matcher_index_add(Matcher *matcher, const FilterRow *row)
 Version *
 matcher_index_find(Matcher *matcher, int64 version_id)
 {
-	VersionId *entry = ids_lookup(matcher->ids, version_id);
+	VersionId *entry = find_version_id(matcher, version_id);
 
 	return entry ? matcher_version(matcher, entry->index) : NULL;
 }
@@ -556,7 +594,7 @@ matcher_index_find(Matcher *matcher, int64 version_id)
 void
 matcher_index_remove(Matcher *matcher, Version *version)
 {
-	VersionId *entry = ids_lookup(matcher->ids, version->version_id);
+	VersionId *entry = find_version_id(matcher, version->version_id);
 
 	for_cells(matcher, entry->index, cell_remove);
 	if (version->content != NULL)

@@ -52,10 +52,10 @@ typedef struct Version
 	Numeric min_amount;
 	struct Content *content;
 	uint32 *words; /* of all dimensions, one after the other, each ascending */
-	uint32 nwords[DIM_COUNT];
-	uint32 subscriber;
 	uint64 pair;   /* 0: none */
-	uint8 unkeyed; /* dimensions (bits) whose lists are not in the key */
+	uint32 nwords[DIM_COUNT];
+	uint32 subscriber : 29;
+	uint32 unkeyed : DIM_COUNT; /* dimensions (bits) whose lists are not in the key */
 } Version;
 
 /* `properties` of filters; those that ask for the same share one. */
@@ -112,20 +112,26 @@ typedef struct CellKey
 	uint64 hash;
 } CellKey;
 
+/*
+ * Of the two largest hash tables the elements are small: they have numbers in
+ * place of keys, and this one stands for the key that is looked for.
+ */
+#define LOOKED_FOR 0x7FFFFFFFU
+
 typedef struct Word
 {
-	EventText text; /* with a NUL behind it */
 	uint32 hash;
-	uint32 id; /* from 0 on */
-	char status;
+	uint32 id : 31; /* from 0 on */
+	uint32 status : 1;
 } Word;
 
 /* Texts that are there once, and have numbers. */
 typedef struct Words
 {
 	struct words_hash *hash;
-	EventText *texts; /* by their numbers */
+	EventText *texts; /* by their numbers, with a NUL behind them */
 	uint32 size;
+	EventText looked_for;
 } Words;
 
 typedef struct Pair
@@ -138,14 +144,20 @@ typedef struct Pair
 
 typedef struct VersionId
 {
-	int64 id;
-	uint32 index;
-	char status;
+	uint32 hash; /* of the version's id */
+	uint32 index : 31;
+	uint32 status : 1;
 } VersionId;
 
 #define VERSIONS_PER_CHUNK 1024
 
-/* Memory that goes with the next rebuild, for things of one kind side by side. */
+/*
+ * Memory that goes with the next rebuild, for things of one kind side by side, in
+ * pieces of up to ARENA_LARGE; what is larger is allocated by itself.
+ */
+#define ARENA_CHUNK (64 * 1024)
+#define ARENA_LARGE (ARENA_CHUNK / 8)
+
 typedef struct Arena
 {
 	char *next;
@@ -162,12 +174,14 @@ struct Matcher
 	Arena texts;
 	Arena conditions;
 	Arena cell_space;
+	void *free_cells[ARENA_LARGE / MAXIMUM_ALIGNOF + 1]; /* by their size; each leads to the next */
 	Words words[DIM_COUNT];
 	Words subscribers;
-	struct words_hash *contents; /* by their bytes, which lie in a Content */
+	Words contents; /* their bytes, which lie in a Content */
 	struct pairs_hash *pairs;
 	struct cells_hash *cells;
 	struct ids_hash *ids;
+	int64 looked_for_id;
 	Version **chunks;
 	uint32 nchunks;
 	uint32 nversions; /* places in use, also those that are free again */

@@ -47,20 +47,23 @@ matcher_visible(const Matcher *matcher, const Version *version)
 
 /* The lists that are not in the key. */
 static bool
-lists_match(const Matcher *matcher, const Version *version)
+lists_match(Matcher *matcher, const Version *version)
 {
 	const uint32 *words = version->words;
 
 	for (int d = 0; d < DIM_COUNT; words += version->nwords[d], d++)
 	{
-		Word *word = NULL;
+		const Word *word = NULL;
+		uint32 id;
 
 		if ((version->unkeyed & (1 << d)) == 0)
 			continue;
 		if (matcher->event_texts[d].data != NULL)
-			word = words_lookup(matcher->words[d].hash, matcher->event_texts[d]);
-		if (word == NULL || bsearch(&word->id, words, version->nwords[d], sizeof(uint32),
-									matcher_compare_words) == NULL)
+			word = find_word(&matcher->words[d], matcher->event_texts[d]);
+		if (word == NULL)
+			return false;
+		id = word->id;
+		if (bsearch(&id, words, version->nwords[d], sizeof(uint32), matcher_compare_words) == NULL)
 			return false;
 	}
 	return true;
