@@ -467,6 +467,8 @@ evstream_backfill(PG_FUNCTION_ARGS)
 	backfill.at = since;
 	backfill.wanted = PG_GETARG_INT32(2);
 	backfill.workers_fan_out = status_fans_out(MyDatabaseId);
+	/* the time of day may have gone back, which that of receipt does not */
+	backfill.called_at = Max(backfill.called_at, status_notifying_last(MyDatabaseId));
 	backfill.fan_out = setting_redis_url[0] != '\0' || backfill.workers_fan_out;
 
 	old = MemoryContextSwitchTo(rsinfo->econtext->ecxt_per_query_memory);

@@ -406,6 +406,23 @@ status_notified_at(Oid dboid, int32 log_id, int32 partition)
 }
 
 TimestampTz
+status_notifying_last(Oid dboid)
+{
+	TimestampTz result = DT_NOBEGIN;
+
+	if (shared == NULL)
+		return result;
+	LWLockAcquire(shared->lag_lock, LW_SHARED);
+	for (int i = 0; i < shared->nnotified; i++)
+	{
+		if (shared->notified[i].dboid == dboid)
+			result = Max(result, shared->notified[i].trying_until);
+	}
+	LWLockRelease(shared->lag_lock);
+	return result;
+}
+
+TimestampTz
 status_notifying_until(Oid dboid, int32 log_id, int32 partition)
 {
 	TimestampTz result = DT_NOEND;

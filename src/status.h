@@ -105,6 +105,9 @@ extern TimestampTz status_notified_at(Oid dboid, int32 log_id, int32 partition);
  */
 extern TimestampTz status_notifying_until(Oid dboid, int32 log_id, int32 partition);
 
+/* The latest of all partitions that were compared. */
+extern TimestampTz status_notifying_last(Oid dboid);
+
 /* ---- dead letters: an upper bound of their number; negative = not known ---- */
 
 extern int64 status_dead_letters(Oid dboid);
