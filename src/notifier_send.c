@@ -24,7 +24,7 @@
 #include "worker.h"
 
 /* More time for a call that does more, in deliveries for each two seconds */
-#define DELIVERIES_PER_TIMEOUT 20000
+#define DELIVERIES_PER_TIMEOUT 2500
 
 /* Subscribers that are set aside: so many are remembered, and named */
 #define ASIDE_KNOWN 100
