@@ -341,7 +341,7 @@ done
 
 if [ -n "${EVSTREAM_SANITIZE:-}" ]; then
 	# UBSan writes to the server's log.
-	mapfile -t found < <(ls -d "$reports"/* 2>/dev/null
+	mapfile -t found < <(find "$reports" -type f
 		grep -rlE --include='*.log' 'runtime error: |ERROR: AddressSanitizer' "$TMP/regress" "$TMP/isolation" "$TMP/tap" 2>/dev/null)
 	for f in ${found[@]+"${found[@]}"}; do
 		failed=$((failed + 1)) keep=yes

@@ -12,7 +12,7 @@ SET DateStyle = 'ISO';
 CREATE PROCEDURE pg_temp.wait_until(condition text) LANGUAGE plpgsql AS $$
 DECLARE
 	holds boolean;
-	until timestamptz := clock_timestamp() + interval '120 s';
+	until timestamptz := clock_timestamp() + interval '300 s';
 BEGIN
 	LOOP
 		EXECUTE 'SELECT ' || condition INTO holds;
