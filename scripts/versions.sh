@@ -96,7 +96,7 @@ in_root() # VERSION COMMAND [ARG...]
 		rm -rf --one-file-system "$dir/build/tree"
 		mkdir -p "$dir/build/tree"
 		tar -cf - --exclude=./.git --exclude=./results --exclude='*.o' --exclude='*.so' --exclude='*.bc' . | tar -xf - -C "$dir/build/tree"
-		rm -f "$dir"/build/tree/bench/{evgen,kprobe,latency}
+		rm -f "$dir"/build/tree/bench/{evgen,kprobe,kmock,latency}
 		unshare --mount --propagation private --pid --fork --kill-child \
 			"$SELF" enter "$dir" "$version" "$@" </dev/null
 	)

@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 
+use Cwd qw(abs_path);
 use FindBin;
 use lib "$FindBin::Bin/lib";
 use EvstreamTest;
@@ -123,7 +124,7 @@ is(scalar(keys %seen), 200, 'the streams have all');
 
 # ---- Another tablespace ----
 
-my $place = scratch_dir() . '/space';
+my $place = abs_path(scratch_dir()) . '/space';
 mkdir $place;
 $node->safe_psql('postgres', "CREATE TABLESPACE space LOCATION '$place'");
 $node->safe_psql('postgres', 'ALTER DATABASE copy SET TABLESPACE space');
