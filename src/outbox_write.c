@@ -20,8 +20,10 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "executor/executor.h"
+#include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "utils/builtins.h"
@@ -136,6 +138,44 @@ lock_current(void)
 	return relid;
 }
 
+/* The columns that fill_slot() fills: with others a row would crash its readers. */
+static void
+check_columns(Relation rel)
+{
+	static const Oid types[OB_COLUMNS] = {
+		[OB_ID] = INT8OID,
+		[OB_XID] = XID8OID,
+		[OB_EVENT_ID] = UUIDOID,
+		[OB_USER_ID] = TEXTOID,
+		[OB_TRACKED_AT] = TIMESTAMPTZOID,
+		[OB_TRACEPARENT] = TEXTOID,
+		[OB_VALUE] = TEXTOID,
+	};
+	bool good = rel->rd_rel->relkind == RELKIND_RELATION &&
+				RelationGetNumberOfAttributes(rel) >= OB_COLUMNS;
+
+	for (int i = 0; i < OB_COLUMNS && good; i++)
+		good = TupleDescAttr(RelationGetDescr(rel), i)->atttypid == types[i];
+	if (!good)
+		ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
+						errmsg("\"%s\" is no table with the columns of the outbox",
+							   RelationGetRelationName(rel))));
+}
+
+/* Is there an index by whose making the table's owner has code run? */
+static bool
+has_index_with_code(const ResultRelInfo *result_rel)
+{
+	for (int i = 0; i < result_rel->ri_NumIndices; i++)
+	{
+		const IndexInfo *index = result_rel->ri_IndexRelationInfo[i];
+
+		if (index->ii_Expressions != NIL || index->ii_Predicate != NIL)
+			return true;
+	}
+	return false;
+}
+
 static void
 fill_slot(TupleTableSlot *slot, Oid sequence, Datum xid, const OutboxNew *new,
 		  TimestampTz tracked_at)
@@ -169,13 +209,16 @@ outbox_write(const OutboxNew *rows, int nrows, TimestampTz tracked_at)
 	EState *estate = CreateExecutorState();
 	ResultRelInfo *result_rel = makeNode(ResultRelInfo);
 	MemoryContext old;
+	Oid user;
+	int context;
 
-	if (rel->rd_rel->relkind != RELKIND_RELATION || RelationGetNumberOfAttributes(rel) < OB_COLUMNS)
-		ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
-						errmsg("\"%s\" is no table with the columns of the outbox",
-							   RelationGetRelationName(rel))));
+	check_columns(rel);
 	InitResultRelInfo(result_rel, rel, 1, NULL, 0);
 	ExecOpenIndices(result_rel, false);
+	/* not with the rights of whoever tracks; an error's rollback sets them back */
+	GetUserIdAndSecContext(&user, &context);
+	if (has_index_with_code(result_rel))
+		SetUserIdAndSecContext(rel->rd_rel->relowner, context | SECURITY_RESTRICTED_OPERATION);
 	/* a copy counts no references, and each slot has one */
 	desc = CreateTupleDescCopy(RelationGetDescr(rel));
 	for (int i = 0; i < chunk; i++)
@@ -200,6 +243,7 @@ outbox_write(const OutboxNew *rows, int nrows, TimestampTz tracked_at)
 	for (int i = 0; i < Min(nrows, WRITE_CHUNK); i++)
 		ExecDropSingleTupleTableSlot(slots[i]);
 	ExecCloseIndices(result_rel);
+	SetUserIdAndSecContext(user, context);
 	FreeExecutorState(estate);
 	table_close(rel, NoLock);
 	CommandCounterIncrement();

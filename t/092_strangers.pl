@@ -109,7 +109,7 @@ is(sql('owned', q{SELECT relispartition FROM pg_class WHERE relname = 'events_20
 sql('owned', 'DROP TABLE evstream.events_20990101, evstream.events_20990102');
 
 # The owner of the tables is no superuser any more: what he puts on them is not run by one.
-sql('owned', 'ALTER ROLE admin NOSUPERUSER; CREATE TABLE public.seen (who text, what text); GRANT INSERT ON public.seen TO PUBLIC');
+sql('owned', 'ALTER ROLE admin NOSUPERUSER; CREATE TABLE public.seen (who text, what text); GRANT ALL ON public.seen TO PUBLIC');
 is(attempt('admin', 'owned', <<'SQL'), '', 'traps on tables of his own');
 CREATE FUNCTION pg_temp.none() RETURNS int LANGUAGE sql AS 'SELECT 1';
 GRANT CREATE ON SCHEMA evstream TO admin;
@@ -133,33 +133,60 @@ BEGIN
 	RETURN NULL;
 END
 $f$;
+CREATE FUNCTION evstream.note(what text) RETURNS void LANGUAGE sql AS $f$ INSERT INTO public.seen VALUES (current_user, what) $f$;
 CREATE FUNCTION evstream.trap(x text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS $f$
 BEGIN
-	INSERT INTO public.seen VALUES (current_user, 'constraint');
+	PERFORM evstream.note('index');
+	ALTER ROLE app SUPERUSER;
 	RETURN x;
 EXCEPTION WHEN OTHERS THEN RETURN x;
+END
+$f$;
+CREATE FUNCTION evstream.trap(x int) RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS $f$
+BEGIN
+	PERFORM evstream.note('constraint');
+	RETURN true;
 END
 $f$;
 CREATE TRIGGER trap AFTER INSERT ON evstream.batch_log FOR EACH ROW EXECUTE FUNCTION evstream.trap();
 CREATE CONSTRAINT TRIGGER later AFTER INSERT ON evstream.batch_log DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION evstream.trap();
 CREATE TRIGGER ids AFTER INSERT OR UPDATE ON evstream.ticks FOR EACH ROW EXECUTE FUNCTION evstream.trap();
-ALTER TABLE evstream.batch_log ADD CHECK (evstream.trap(log_id::text) IS NOT NULL);
+ALTER TABLE evstream.batch_log ADD CHECK (evstream.trap(log_id));
+CREATE INDEX trap_0 ON evstream.outbox_0 (evstream.trap(user_id));
+CREATE INDEX trap_1 ON evstream.outbox_1 (evstream.trap(user_id));
+CREATE INDEX trap_2 ON evstream.outbox_2 (evstream.trap(user_id));
+DELETE FROM public.seen;
 SQL
 sql('owned', 'SELECT evstream_restart()');
-is(attempt('app', 'owned', q{SELECT evstream_track('u', 'view')}), '', 'tracked');
-ok(wait_for_sql($node, 'owned', q{SELECT count(*) FILTER (WHERE what LIKE 'batch_log%') >= 2 FROM public.seen}, 't'), 'the traps have worked');
+is(attempt($_, 'owned', q{SELECT evstream_track('u', 'view'); SELECT evstream_track_batch('[{"user_id": "u", "event_type": "view"}]')}), '', "$_ tracks") foreach qw(app postgres);
+ok(wait_for_sql($node, 'owned', q{SELECT count(*) FILTER (WHERE what LIKE 'batch_log%') >= 2 AND count(*) FILTER (WHERE what = 'constraint') > 0 FROM public.seen}, 't'), 'the traps have worked');
+# what a failing one has written was rolled back with it
+sql('owned', q{CREATE OR REPLACE FUNCTION evstream.trap(x text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS $f$ BEGIN PERFORM evstream.note('index'); RETURN x; END $f$});
+is(attempt('postgres', 'owned', q{SELECT evstream_track('u', 'view'); SELECT evstream_track_batch('[{"user_id": "u", "event_type": "view"}]')}), '', 'a superuser tracks');
+is(sql('owned', q{SELECT count(*) > 1 FROM public.seen WHERE what = 'index'}), 't', 'with an index on the outbox');
+is(sql('owned', 'SELECT current_user'), 'postgres', 'and is himself');
 is(sql('owned', q{SELECT DISTINCT who FROM public.seen}), 'admin', 'with the rights of their owner');
 is(sql('owned', q{SELECT count(*) FROM public.seen WHERE what IN ('taken over', 'reset')}), '0', 'and cannot take over the session');
 is(sql('owned', q{SELECT string_agg(rolname, ' ') FROM pg_roles WHERE rolsuper}), 'postgres', 'nobody became superuser');
 
 # The extension goes to another owner, who is no superuser either.
-sql('owned', 'DROP FUNCTION evstream.trap() CASCADE; ALTER TABLE evstream.batch_log DROP CONSTRAINT batch_log_log_id_check; DROP FUNCTION evstream.trap(text)');
+sql('owned', 'DROP FUNCTION evstream.trap(), evstream.trap(text), evstream.trap(int), evstream.note(text) CASCADE');
 sql('owned', 'CREATE ROLE heir; REASSIGN OWNED BY admin TO heir; DROP OWNED BY admin; DROP ROLE admin');
 is(attempt('app', 'owned', q{SELECT count(evstream_track('u-' || i, 'view', '{"item_id": "i"}', NULL, now() - i * interval '20 days')) FROM generate_series(1, 20) i}), '', 'tracked');
 is(sql('owned', q{SELECT evstream_wait('30 s')}), 't', 'counted');
 is(sql('owned', q{SELECT count(*), sum(event_count) FROM evstream_daily_counts WHERE user_id LIKE 'u-%'}), '20|20', 'in all months');
 is(sql('owned', q{SELECT count(*) FROM pg_class c WHERE c.relnamespace = 'evstream'::regnamespace AND c.relowner <> 'heir'::regrole}), '0', 'and all tables are of the heir');
 is(sql('owned', q{SELECT evstream_rebuild('2020-01-01', '2040-01-01') > 0 AND evstream_health() ->> 'status' = 'ok'}), 't', 'all is well');
+
+# Tables that are not what they were: an error, and no crash.
+sql('owned', 'ALTER TABLE evstream.outbox_0 ALTER value TYPE int USING 1; ALTER TABLE evstream.outbox_1 ALTER value TYPE int USING 1; ALTER TABLE evstream.outbox_2 ALTER value TYPE int USING 1');
+like(attempt('app', 'owned', q{SELECT evstream_track('u', 'view')}), qr/is no table with the columns/, 'a column of another type');
+sql('owned', q{ALTER TABLE evstream.outbox_0 ALTER value TYPE text COLLATE "C"; ALTER TABLE evstream.outbox_1 ALTER value TYPE text COLLATE "C"; ALTER TABLE evstream.outbox_2 ALTER value TYPE text COLLATE "C"});
+sql('owned', "ALTER TABLE evstream.outbox_$_ RENAME TO kept_$_; CREATE VIEW evstream.outbox_$_ AS SELECT * FROM evstream.kept_$_") foreach 0 .. 2;
+like(attempt('app', 'owned', q{SELECT evstream_track('u', 'view')}), qr/is no table with the columns/, 'a view');
+sql('owned', "DROP VIEW evstream.outbox_$_; ALTER TABLE evstream.kept_$_ RENAME TO outbox_$_") foreach 0 .. 2;
+is(attempt('app', 'owned', q{SELECT evstream_track('u', 'view')}), '', 'as they were');
+is(sql('owned', q{SELECT evstream_wait('60 s')}), 't', 'all is well again');
 
 # ---- Metrics: labels are quoted ----
 
