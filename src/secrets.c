@@ -170,10 +170,13 @@ read_file(const char *path, int elevel)
 
 	if (fd < 0)
 	{
-		/* the default one need not be there */
-		if (errno != ENOENT || strcmp(path, SETTING_SECRETS_FILE) != 0)
+		int save = errno;
+
+		/* the default one need not be there, but a link to it has to lead somewhere */
+		if (save != ENOENT || strcmp(path, SETTING_SECRETS_FILE) != 0 || lstat(path, &st) == 0)
 		{
 			refuse_file(path, "it cannot be opened");
+			errno = save;
 			ereport(elevel, (errcode_for_file_access(),
 							 errmsg("could not open secrets file \"%s\": %m", path)));
 		}
