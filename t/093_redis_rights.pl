@@ -14,7 +14,7 @@ use Test::More;
 
 # As in the README
 my $acl = 'user evstream on >sesame-4711 resetchannels ~evstream:* &evstream:* -@all +select +eval +evalsha'
-  . ' +hmget +hget +hset +hdel +type +xrevrange +xinfo|stream +xadd +persist +pexpire +publish';
+  . ' +hmget +hget +hset +hdel +type +exists +xinfo|stream +xadd +persist +pexpire +publish';
 my @admin = (undef, [ '--user', 'admin', '--pass', 'admin', '--no-auth-warning' ]);
 my $url = redis_start($acl, 'user admin on >admin ~* &* +@all', 'user default off');
 
