@@ -54,17 +54,28 @@ struct Bulk
 	Snapshot snapshot;
 };
 
+/* With other columns a row would crash its readers. */
+static void
+check_columns(Relation rel, const Oid *types, int ncolumns)
+{
+	bool good = RelationGetNumberOfAttributes(rel) == ncolumns;
+
+	for (int i = 0; i < ncolumns && good; i++)
+		good = TupleDescAttr(RelationGetDescr(rel), i)->atttypid == types[i];
+	if (!good)
+		ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
+						errmsg("table \"%s\" has not the columns that evstream gave it",
+							   RelationGetRelationName(rel))));
+}
+
 Bulk *
-bulk_open(Oid relid, int ncolumns, BulkConflict conflict, void *arg)
+bulk_open(Oid relid, const Oid *types, int ncolumns, BulkConflict conflict, void *arg)
 {
 	Bulk *bulk = palloc0(sizeof(Bulk));
 
 	bulk->context = CurrentMemoryContext;
 	bulk->rel = table_open(relid, RowExclusiveLock);
-	if (RelationGetNumberOfAttributes(bulk->rel) != ncolumns)
-		ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
-						errmsg("table \"%s\" has not the columns that evstream gave it",
-							   RelationGetRelationName(bulk->rel))));
+	check_columns(bulk->rel, types, ncolumns);
 	bulk->estate = CreateExecutorState();
 	bulk->result_rel = makeNode(ResultRelInfo);
 	InitResultRelInfo(bulk->result_rel, bulk->rel, 0, NULL, 0);

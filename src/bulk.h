@@ -28,10 +28,11 @@ typedef struct Bulk Bulk;
 typedef bool (*BulkConflict)(Bulk *bulk, int64 number, TupleTableSlot *slot, void *arg);
 
 /*
- * Opens a table of ncolumns columns, in the present memory context.  Without
- * `conflict` a key that is there already raises unique_violation.
+ * Opens a table of ncolumns columns of these types, in the present memory
+ * context; raises datatype_mismatch if it has others.  Without `conflict` a key
+ * that is there already raises unique_violation.
  */
-extern Bulk *bulk_open(Oid relid, int ncolumns, BulkConflict conflict, void *arg);
+extern Bulk *bulk_open(Oid relid, const Oid *types, int ncolumns, BulkConflict conflict, void *arg);
 extern Relation bulk_relation(const Bulk *bulk);
 
 /*

@@ -15,6 +15,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "common/int.h"
 #include "executor/executor.h"
 #include "utils/builtins.h"
@@ -58,6 +59,7 @@ enum
 /* What differs between the tables.  The key is in the first columns of both. */
 typedef struct Kind
 {
+	const Oid *types;
 	int ncolumns;
 	void (*get_key)(const void *row, Datum *key);
 	void (*fill)(const void *row, TupleTableSlot *slot); /* a new row's, but for the key */
@@ -146,7 +148,9 @@ count_add(const void *arg, TupleTableSlot *slot)
 	values[COUNT_UPDATED_AT] = updated_at();
 }
 
-static const Kind counts = {COUNT_COLUMNS, count_key, count_fill, count_add};
+static const Oid count_types[COUNT_COLUMNS] = {
+	TEXTOID, DATEOID, TEXTOID, INT8OID, NUMERICOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID};
+static const Kind counts = {count_types, COUNT_COLUMNS, count_key, count_fill, count_add};
 
 /* ---- counts by user, item and day ---- */
 
@@ -191,7 +195,9 @@ item_add(const void *arg, TupleTableSlot *slot)
 	slot->tts_values[ITEM_UPDATED_AT] = updated_at();
 }
 
-static const Kind items = {ITEM_COLUMNS, item_key, item_fill, item_add};
+static const Oid item_types[ITEM_COLUMNS] = {TEXTOID, TEXTOID, DATEOID, INT8OID,
+											 INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID};
+static const Kind items = {item_types, ITEM_COLUMNS, item_key, item_fill, item_add};
 
 /* ---- both ---- */
 
@@ -235,7 +241,7 @@ settle_row(Bulk *bulk, int64 number, TupleTableSlot *slot, void *arg)
 static bool
 write_rows(Writing *writing, const Kind *kind, void **rows, int nrows, Oid leaf)
 {
-	Bulk *bulk = bulk_open(leaf, kind->ncolumns, settle_row, writing);
+	Bulk *bulk = bulk_open(leaf, kind->types, kind->ncolumns, settle_row, writing);
 
 	if (!is_plain(bulk_relation(bulk)))
 	{

@@ -17,6 +17,7 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_am.h"
+#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
@@ -44,6 +45,7 @@ enum
 	ID_COLUMNS
 };
 
+static const Oid id_types[ID_COLUMNS] = {INT4OID, UUIDOID};
 static const BulkKey id_key = {.ncolumns = 1, .columns = {ID_EVENT_ID + 1}};
 
 /* A segment as this process knows it */
@@ -330,7 +332,7 @@ dedupe_ids(const pg_uuid_t *ids, int nids, bool *is_new)
 		nhits = likely_hits(segment, hashes, nids, is_new, hits);
 		if (nhits == 0)
 			continue;
-		bulk = bulk_open(segment_relid(segment->segment_id), ID_COLUMNS, NULL, NULL);
+		bulk = bulk_open(segment_relid(segment->segment_id), id_types, ID_COLUMNS, NULL, NULL);
 		look_up(bulk, ids, hits, nhits, is_new);
 		bulk_close(bulk);
 	}
@@ -342,7 +344,7 @@ dedupe_ids(const pg_uuid_t *ids, int nids, bool *is_new)
 	}
 	if (open_segment_filter == NULL)
 		open_segment_filter = load_segment(current);
-	bulk = bulk_open(segment_relid(current), ID_COLUMNS, settle_id, &adding);
+	bulk = bulk_open(segment_relid(current), id_types, ID_COLUMNS, settle_id, &adding);
 	nhits = likely_hits(open_segment_filter, hashes, nids, is_new, hits);
 	look_up(bulk, ids, hits, nhits, is_new);
 	for (int i = 0; i < nids; i++)

@@ -48,6 +48,10 @@ enum
 	EV_COLUMNS
 };
 
+static const Oid event_types[EV_COLUMNS] = {
+	UUIDOID, TEXTOID,  TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, NUMERICOID,
+	TEXTOID, JSONBOID, INT4OID, INT4OID,        INT8OID,        TEXTOID};
+
 static Bulk *
 open_leaf(TimestampTz received_at)
 {
@@ -63,7 +67,7 @@ open_leaf(TimestampTz received_at)
 	relid = get_relname_relid(name, get_namespace_oid("evstream", false));
 	if (!OidIsValid(relid))
 		elog(ERROR, "table \"evstream.%s\" does not exist", name);
-	return bulk_open(relid, EV_COLUMNS, NULL, NULL);
+	return bulk_open(relid, event_types, EV_COLUMNS, NULL, NULL);
 }
 
 static Datum

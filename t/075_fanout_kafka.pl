@@ -26,7 +26,7 @@ ok(wait_for_sql($node, 'postgres', q{SELECT count(*) FROM evstream_workers WHERE
 	'two consumers and a notifier');
 random_filters($node, 1000);
 my $prefix = scratch_dir() . '/truth';
-ok($node->wait_for_log(qr/created Kafka topic "evstream.events" with 4 partitions/), 'the topic is made');
+ok(wait_for_sql($node, 'postgres', 'SELECT count(*) FROM evstream_lag', 4, 60), 'the topic is made');
 evgen('--json', "$prefix.json", '--events', 10000, '--seed', 8, '--users', 300, '--zipf', 0.8, '--duplicates', 2, '--broken', 1,
 	'--truth', $prefix);
 my @records = map { [ /"user_id":"([^"]+)"/ ? $1 : undef, $_ ] } split(/\n/, slurp_file("$prefix.json"));
