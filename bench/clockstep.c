@@ -2,8 +2,8 @@
  *
  * clockstep.c
  *	  A wall clock that tests can set: with LD_PRELOAD, a program's time of day
- *	  is off by the seconds that the file $CLOCKSTEP says, a 64-bit number in
- *	  the machine's order, which may change at any time.
+ *	  is off by the microseconds that the file $CLOCKSTEP says, a 64-bit number
+ *	  in the machine's order, which may change at any time.
  *
  * CLOCK_MONOTONIC goes on as ever, as it does where a real clock is set.
  * Deadlines of condition variables are wall-clock times and are moved back.
@@ -24,7 +24,9 @@
 #include <time.h>
 #include <unistd.h>
 
-static volatile const int64_t *seconds;
+#define US_PER_SECOND INT64_C(1000000)
+
+static volatile const int64_t *microseconds;
 
 static void __attribute__((constructor)) open_file(void)
 {
@@ -34,16 +36,23 @@ static void __attribute__((constructor)) open_file(void)
 
 	if (file < 0)
 		return;
-	map = mmap(NULL, sizeof(*seconds), PROT_READ, MAP_SHARED, file, 0);
+	map = mmap(NULL, sizeof(*microseconds), PROT_READ, MAP_SHARED, file, 0);
 	close(file);
 	if (map != MAP_FAILED)
-		seconds = map;
+		microseconds = map;
 }
 
-static int64_t
-step(void)
+/* Moves a time by the step, in that direction. */
+static void
+move(struct timespec *at, int direction)
 {
-	return seconds != NULL ? *seconds : 0;
+	int64_t us;
+
+	if (microseconds == NULL)
+		return;
+	us = at->tv_sec * US_PER_SECOND + at->tv_nsec / 1000 + direction * *microseconds;
+	at->tv_sec = us / US_PER_SECOND;
+	at->tv_nsec = us % US_PER_SECOND * 1000 + at->tv_nsec % 1000;
 }
 
 int
@@ -52,7 +61,7 @@ clock_gettime(clockid_t clock, struct timespec *now)
 	int result = (int) syscall(SYS_clock_gettime, clock, now);
 
 	if (result == 0 && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE))
-		now->tv_sec += step();
+		move(now, 1);
 	return result;
 }
 
@@ -96,7 +105,7 @@ pthread_cond_timedwait(pthread_cond_t *restrict condition, pthread_mutex_t *rest
 
 	if (next == NULL)
 		next = dlvsym(RTLD_NEXT, "pthread_cond_timedwait", "GLIBC_2.3.2");
-	at.tv_sec -= step();
+	move(&at, -1);
 	return next(condition, mutex, &at);
 }
 
@@ -109,6 +118,6 @@ cnd_timedwait(cnd_t *restrict condition, mtx_t *restrict mutex,
 
 	if (next == NULL)
 		next = dlsym(RTLD_NEXT, "cnd_timedwait");
-	at.tv_sec -= step();
+	move(&at, -1);
 	return next(condition, mutex, &at);
 }

@@ -122,7 +122,8 @@ free_port()
 	die "found no free port"
 }
 
-listener() { sed -n "s/^advertised.listeners=\(.*,\)\?$1:\/\/\([^,]*\).*/\2/p" "$DIR/server.properties" 2>/dev/null; }
+# Of a property given twice the last one counts.
+listener() { sed -n "s/^advertised.listeners=\(.*,\)\?$1:\/\/\([^,]*\).*/\2/p" "$DIR/server.properties" 2>/dev/null | tail -n 1; }
 address() { listener PLAINTEXT; }
 
 # The broker's process id if it runs; a pid file can outlive its process, and

@@ -134,7 +134,7 @@ sub set_clock
 	my ($self, $seconds) = @_;
 	my $file = "$self->{run}{dir}/clock";
 	open(my $out, -e $file ? '+<' : '>', $file) or croak "$file: $!";
-	syswrite($out, pack('q', $seconds));
+	syswrite($out, pack('q', $seconds * 1_000_000));
 	close($out);
 	return;
 }
