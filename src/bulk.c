@@ -161,6 +161,8 @@ delete_taken_back(Bulk *bulk)
 	for (int i = 0; i < bulk->ntaken_back; i++)
 		simple_table_tuple_delete(bulk->rel, &bulk->taken_back[i], snapshot);
 	UnregisterSnapshot(snapshot);
+	/* and that they are gone: else they would be found in place of the others' rows */
+	CommandCounterIncrement();
 	bulk->ntaken_back = 0;
 }
 

@@ -115,6 +115,20 @@ is($count->('met'), '1|11', 'the row has both');
 is($items->('met'), '1|11', 'that of the item as well');
 is($users->('met'), 0, 'the user is not new');
 
+# The same with the other's row behind ours: the one that is taken back would be found first.
+sql("INSERT INTO evstream.daily_counts (user_id, day, event_type, event_count, first_event_at, last_event_at, updated_at)"
+	  . " SELECT 'room-' || i, '2026-11-01', 'room', 1, '2026-11-01', '2026-11-01', now() FROM generate_series(1, 300) i");
+sql("DELETE FROM evstream.daily_counts WHERE event_type = 'room'");
+prepare('p', $new_count->('behind', 'behind'));
+sql('VACUUM evstream.daily_counts');
+track('behind', 'behind');
+consumer_waits('a row at the end of the table is waited for');
+sql("COMMIT PREPARED 'p'");
+all_counted('it goes on after the commit');
+is($count->('behind'), '1|11', 'the row has both');
+is($items->('behind'), '1|11', 'that of the item as well');
+is(sql("SELECT sum(errors) FROM evstream_workers WHERE role = 'consumer'"), 0, 'at the first try');
+
 prepare('p', $new_count->('gone', 'gone'));
 track('gone', 'gone');
 consumer_waits('and one that goes away again');
