@@ -6,7 +6,8 @@
  *	  in the machine's order, which may change at any time.
  *
  * CLOCK_MONOTONIC goes on as ever, as it does where a real clock is set.
- * Deadlines of condition variables are wall-clock times and are moved back.
+ * Deadlines of C11's condition variables, which librdkafka uses, are wall-clock
+ * times and are moved back; those of POSIX may be of either clock, and are not.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,7 +15,6 @@
 
 #include <dlfcn.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -95,19 +95,6 @@ timespec_get(struct timespec *now, int base)
 }
 
 /* ---- deadlines, for the kernel's clock ---- */
-
-int
-pthread_cond_timedwait(pthread_cond_t *restrict condition, pthread_mutex_t *restrict mutex,
-					   const struct timespec *restrict deadline)
-{
-	static int (*next)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
-	struct timespec at = *deadline;
-
-	if (next == NULL)
-		next = dlvsym(RTLD_NEXT, "pthread_cond_timedwait", "GLIBC_2.3.2");
-	move(&at, -1);
-	return next(condition, mutex, &at);
-}
 
 int
 cnd_timedwait(cnd_t *restrict condition, mtx_t *restrict mutex,
