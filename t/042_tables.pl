@@ -193,7 +193,8 @@ track('met', 'decoded');
 all_counted('an event with a slot');
 # decoding reads what is flushed, and workers commit without
 sql("SELECT pg_logical_emit_message(true, 'test', 'flush')");
-my @changes = split(/\n/, sql("SELECT substring(data FROM '^table evstream\\.([a-z]+(?:_[a-z]+)?)[0-9_]*: ([A-Z]+)') || ' ' || substring(data FROM ': ([A-Z]+)')"
+# a leaf of the month may be there or not yet
+my @changes = split(/\n/, sql("SELECT substring(data FROM '^table evstream\\.([a-z]+(?:_[a-z]+)?)(?:_default|[0-9_]*): ([A-Z]+)') || ' ' || substring(data FROM ': ([A-Z]+)')"
 	  . " FROM pg_logical_slot_get_changes('here', NULL, NULL) WHERE data ~ 'evstream.(events|ids|daily)_'"));
 is_deeply([ sort @changes ], [ 'daily_counts INSERT', 'daily_items UPDATE', 'daily_totals INSERT', 'events INSERT', 'ids INSERT' ],
 	'its rows are decoded');
