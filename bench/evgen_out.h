@@ -105,6 +105,8 @@ open_kafka(Output *out)
 	set_kafka_option(conf, "bootstrap.servers", options->brokers);
 	set_kafka_option(conf, "acks", "all");
 	set_kafka_option(conf, "enable.idempotence", "true");
+	/* A batch that is refused is lost if a new partition takes the one behind it. */
+	set_kafka_option(conf, "max.in.flight", "1");
 	set_kafka_option(conf, "linger.ms", "20");
 	set_kafka_option(conf, "queue.buffering.max.messages", "200000");
 	set_kafka_option(conf, "message.max.bytes", LARGEST_MESSAGE);

@@ -113,6 +113,8 @@ client(rd_kafka_type_t type, const char *group)
 	};
 	static const char *const producer[][2] = {
 		{"enable.idempotence", "true"},
+		/* a batch that is refused is lost if a new partition takes the one behind it */
+		{"max.in.flight", "1"},
 		{"linger.ms", "5"},
 		{"queue.buffering.max.messages", "1000000"},
 	};

@@ -29,6 +29,7 @@ typedef enum KafkaStatus
 	KAFKA_UNKNOWN_TOPIC, /* topic or partition does not exist (yet) */
 	KAFKA_OUT_OF_RANGE,  /* consumer: offset expired or beyond the end */
 	KAFKA_REFUSED,       /* this record is refused for good */
+	KAFKA_UNSURE,        /* this record may be delivered, or not */
 	KAFKA_DENIED,        /* authentication or authorization */
 	KAFKA_FATAL,         /* the handle is of no more use: close, open */
 	KAFKA_FAILED         /* anything else; see the error text */

@@ -238,7 +238,14 @@ kafka_on_delivery(rd_kafka_t *rk, const rd_kafka_message_t *message, void *opaqu
 	delivery = &client->deliveries[(client->delivery_first + client->delivery_count++) &
 								   (client->delivery_size - 1)];
 	delivery->tag = (uint64_t) (uintptr_t) message->_private;
-	delivery->status = kafka_classify(message->err);
+	/*
+	 * Without an offset: the library takes the record for delivered because one that it
+	 * sent later is.  But a broker that has seen nothing of this producer in the partition
+	 * takes any batch as its first, also when it has just refused the one before.
+	 */
+	delivery->status = message->err == RD_KAFKA_RESP_ERR_NO_ERROR && message->offset < 0
+						   ? KAFKA_UNSURE
+						   : kafka_classify(message->err);
 	delivery->bad_time = message->err == RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP;
 	delivery->partition = message->partition;
 	delivery->offset = message->offset;

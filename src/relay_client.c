@@ -96,7 +96,7 @@ relay_client_broken(KafkaStatus status, const char *error)
 	if (relay.broken)
 		return;
 	relay.broken = true;
-	if (status == KAFKA_UNKNOWN_TOPIC)
+	if (status == KAFKA_UNKNOWN_TOPIC || status == KAFKA_UNSURE)
 		return;
 	if (status == KAFKA_FATAL && !relay.failing)
 		ereport(LOG, (errmsg("Kafka producer failed and is opened again: %s", error)));
@@ -200,10 +200,28 @@ open_producer(void)
 	}
 }
 
+/* Metadata names leaders that do not know of it yet: a record would be refused. */
+static KafkaStatus
+look_for_leaders(int nparts)
+{
+	int64 low;
+	int64 high;
+	KafkaStatus status = KAFKA_OK;
+
+	for (int i = 0; i < nparts && status == KAFKA_OK; i++)
+	{
+		status = kafka_watermarks(relay.client, relay.topic, i, ASK_MS, &low, &high);
+		worker_check();
+	}
+	return status;
+}
+
 /* Waits until the topic exists, and makes it where it does not. */
 static void
 ensure_topic(void)
 {
+	bool created = false;
+
 	for (;;)
 	{
 		KafkaStatus status;
@@ -221,6 +239,7 @@ ensure_topic(void)
 				kafka_topic_create(relay.client, relay.topic, setting_kafka_partitions, ASK_MS);
 			if (status == KAFKA_OK)
 			{
+				created = true;
 				ereport(LOG, (errmsg("created Kafka topic \"%s\" with %d partitions", relay.topic,
 									 setting_kafka_partitions)));
 				status = KAFKA_UNKNOWN_TOPIC; /* until it can be seen */
@@ -238,6 +257,8 @@ ensure_topic(void)
 				continue;
 			}
 		}
+		if (status == KAFKA_OK && created)
+			status = look_for_leaders(nparts);
 		if (status == KAFKA_OK)
 			return;
 		if (status == KAFKA_UNKNOWN_TOPIC)

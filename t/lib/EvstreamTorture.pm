@@ -129,8 +129,7 @@ sub _start
 	}
 	else
 	{
-		$load->producer('producer', $dice->below(1_000_000), int($run->{events} * 0.6), '--brokers', $world->direct, '--topic', $world->topic, '--rate', $rate * 0.6,
-			$run->{mode} eq 'mock' ? ('--kafka-option', $EvstreamTorture::World::one_in_flight) : ());
+		$load->producer('producer', $dice->below(1_000_000), int($run->{events} * 0.6), '--brokers', $world->direct, '--topic', $world->topic, '--rate', $rate * 0.6);
 		$load->tracker('tracker', $dice->below(1_000_000), int($run->{events} * 0.4), $world->connstr, $rate * 0.4);
 	}
 	return;

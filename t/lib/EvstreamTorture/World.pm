@@ -27,19 +27,17 @@ use warnings;
 use Carp qw(croak);
 use Cwd qw(abs_path);
 use EvstreamProxy;
+use EvstreamMock;
 use EvstreamTest;
 use File::Basename qw(dirname);
 use File::Path ();
-use IO::Handle;
-use IPC::Run ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Time::HiRes qw(sleep time);
 
 my $bench = abs_path(dirname(__FILE__) . '/../../..') . '/bench';
-our $one_in_flight = 'max.in.flight=1';
-my ($kmock, $clockstep) = ("$bench/kmock", "$bench/clockstep.so");
-my ($broker, $redis, %ports, %mocks, %templates);
+my $clockstep = "$bench/clockstep.so";
+my ($broker, $redis, %ports, %templates);
 
 sub new
 {
@@ -95,9 +93,6 @@ sub _start_server
 		'evstream.kafka_topic' => $self->topic,
 		'evstream.kafka_read_topics' => $run->{mode} eq 'kafka' ? $self->side_topic : '',
 		'evstream.kafka_group' => $self->group);
-	# The mock broker takes a batch whose forerunner it has refused. A real one does not, and
-	# so an idempotent producer believes that both are there.
-	$settings{'evstream.kafka_options'} = $one_in_flight if $run->{mode} eq 'mock';
 	# steps of the clock make more days than pass
 	$settings{'evstream.dedup_window'} = '20 days' if $run->{clock};
 	if ($run->{disk})
@@ -248,32 +243,17 @@ sub _start_broker
 sub _start_mock
 {
 	my ($self) = @_;
-	my ($in, $out) = (IO::Handle->new, IO::Handle->new);
-	my $pid = IPC::Run::start([ $kmock, 3 ], '<pipe', $in, '>pipe', $out, '2>', "$self->{run}{dir}/kmock.log");
-	$self->{mock} = { handle => $pid, in => $in, out => $out };
-	$mocks{ $self->{name} } = $pid;
-	$in->autoflush(1);
-	chomp(my $address = <$out>);
-	$self->{kafka} = $self->{direct} = kafka_use($address);
+	$self->{mock} = EvstreamMock->new(3, "$self->{run}{dir}/kmock.log");
+	$self->{kafka} = $self->{direct} = $self->{mock}->address;
 	$self->mock('topic', $self->topic, $self->{run}{partitions});
 	return;
-}
-
-END
-{
-	my $status = $?;
-	$_->kill_kill foreach values %mocks;
-	$? = $status;
 }
 
 # Tells the mock cluster what to do.
 sub mock
 {
 	my ($self, @words) = @_;
-	my ($in, $out) = @{ $self->{mock} }{qw(in out)};
-	print $in "@words\n";
-	my $answer = <$out> // 'it is gone';
-	die "kmock @words: $answer" if $answer ne "ok\n";
+	$self->{mock}->tell(@words);
 	return;
 }
 
@@ -322,10 +302,7 @@ sub discard
 		# so that the broker does not grow
 		eval { delete_topic($_) } foreach $self->topic, $self->side_topic;
 	}
-	if ($self->{mock})
-	{
-		delete($mocks{ $self->{name} })->kill_kill;
-	}
+	$self->{mock}->end if $self->{mock};
 	return;
 }
 
