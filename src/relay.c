@@ -194,6 +194,7 @@ typedef struct ReadUnit
 {
 	ReadBatch *batch;
 	int max;
+	bool made_tick;
 } ReadUnit;
 
 static void
@@ -207,13 +208,12 @@ static void
 read_unit(void *arg)
 {
 	ReadUnit *unit = arg;
-	bool made_tick = false;
 
 	if (clock_us() >= relay.look_due)
 		look_at_log();
 	outbox_read(&relay.read_at, unit->max, READ_BYTES, unit->batch->context, &unit->batch->outbox,
-				&made_tick);
-	if (made_tick)
+				&unit->made_tick);
+	if (unit->made_tick)
 		(void) set_config_option("synchronous_commit", "on", PGC_USERSET, PGC_S_SESSION,
 								 GUC_ACTION_LOCAL, true, 0, false);
 }
@@ -264,7 +264,8 @@ read_outbox(void)
 	}
 
 	relay.read_at = unit.batch->outbox.after;
-	relay.look = unit.batch->outbox.nrows > 0 && !unit.batch->outbox.tick_done;
+	/* behind a tick that was there already, there may be others */
+	relay.look = unit.batch->outbox.nrows > 0 && !(unit.batch->outbox.tick_done && unit.made_tick);
 	if (relay.look)
 		relay.read_due = 0;
 	if (unit.batch->outbox.nrows == 0)

@@ -114,6 +114,17 @@ ok(wait_for_sql($node, 'postgres', q{SELECT evstream_health() -> 'components' ->
 kafka_continue();
 stored('silent', 1000, 'and ends');
 
+# One that ends while it has read many small commits, one by one: the next one does not wait
+# for a commit of its own with each of them.
+kafka_pause();
+sql(join('', map { track_sql(1, 'tick') . ";\nSELECT pg_sleep(0.01);\n" } 1 .. 400));
+ok(wait_for_sql($node, 'postgres', 'SELECT count(*) > 150 FROM evstream.ticks', 't', 30), 'many commits are read by themselves');
+$pid = relay_pid();
+sql("SELECT pg_terminate_backend($pid)");
+ok(wait_for_sql($node, 'postgres', "SELECT count(*) FROM evstream_workers WHERE role = 'relay' AND pid IS NOT NULL AND pid <> $pid", 1, 30), 'another relay');
+kafka_continue();
+stored('tick', 400, 'and sends them all');
+
 # ---- The relay is killed ----
 
 sql(track_sql(50000, 'killed'));
