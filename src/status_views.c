@@ -248,6 +248,7 @@ evstream_status_supervision(PG_FUNCTION_ARGS)
 	int wanted = 0;
 	int running = 0;
 	int64 next_start = 0;
+	int64 now = clock_us();
 
 	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
@@ -275,7 +276,8 @@ evstream_status_supervision(PG_FUNCTION_ARGS)
 				continue;
 			if (slot->phase == SLOT_RUNNING)
 				running++;
-			else if (slot->phase == SLOT_IDLE && slot->next_start != 0 &&
+			/* of those that failed; one that ended as asked only waits for others to end */
+			else if (slot->phase == SLOT_IDLE && (slot->failures > 0 || slot->next_start > now) &&
 					 (next_start == 0 || slot->next_start < next_start))
 				next_start = slot->next_start;
 		}
@@ -298,7 +300,7 @@ evstream_status_supervision(PG_FUNCTION_ARGS)
 	values[6] = BoolGetDatum(no_free_slots && (!known || running < wanted));
 	values[7] = Int32GetDatum(holder);
 	nulls[7] = holder == 0;
-	values[8] = Float8GetDatum(Max(next_start - clock_us(), 0) / 1000000.0);
+	values[8] = Float8GetDatum(Max(next_start - now, 0) / 1000000.0);
 	nulls[8] = next_start == 0;
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(tupdesc), values, nulls));
 }

@@ -164,6 +164,17 @@ $node->safe_psql('postgres', 'ALTER DATABASE one RESET ALL');
 $node->safe_psql('one', 'SELECT evstream_restart()');
 has_workers($node, 'one', 'consumer,maintenance', 'and takes it back');
 
+# A restart waits until all of the old ones have ended; that is no failure.
+$victim = $node->safe_psql('one', q{SELECT pid FROM evstream_workers WHERE role = 'maintenance'});
+kill('STOP', $victim);
+$node->safe_psql('one', 'SELECT evstream_restart()');
+ok(wait_for_sql($node, 'one', q{SELECT count(pid) FROM evstream_workers WHERE role = 'consumer'}, '0', 10), 'the consumer has ended, and waits for the others');
+my %said;
+$said{ $node->safe_psql('one', q{SELECT evstream_health() #>> '{components,workers,status}'}) }++ foreach 1 .. 20;
+is(join(' ', %said), 'degraded 20', 'which health does not take for a failure');
+kill('CONT', $victim);
+has_workers($node, 'one', 'consumer,maintenance', 'then they start');
+
 $before = $node->safe_psql('one', $pids);
 $node->append_conf('postgresql.conf', "evstream.batch_size = 500\n");
 $node->reload;
