@@ -26,6 +26,7 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/utility.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -213,6 +214,30 @@ before_drop(DropStmt *stmt)
 	}
 }
 
+/*
+ * Leaves that workers make meanwhile would be missed, and they work with the
+ * rights of the extension's owner.
+ */
+static void
+before_reassign(ReassignOwnedStmt *stmt)
+{
+	Oid extension = get_extension_oid("evstream", true);
+	Oid owner = OidIsValid(extension) ? worker_extension_owner(extension) : InvalidOid;
+	ListCell *cell;
+
+	if (!OidIsValid(owner) || (!superuser() && !compat_owns_extension(extension)))
+		return;
+	foreach (cell, stmt->roles)
+	{
+		if (get_rolespec_oid(lfirst_node(RoleSpec, cell), true) == owner)
+		{
+			hold_own_database();
+			pending_restart = true;
+			return;
+		}
+	}
+}
+
 static void
 before_create_database(CreatedbStmt *stmt)
 {
@@ -269,9 +294,7 @@ look_at_statement(Node *parsetree)
 			hold_own_database();
 			break;
 		case T_ReassignOwnedStmt:
-			/* the workers work with the rights of the extension's owner */
-			if (OidIsValid(get_extension_oid("evstream", true)) && superuser())
-				pending_restart = true;
+			before_reassign((ReassignOwnedStmt *) parsetree);
 			break;
 		case T_RenameStmt:
 		{

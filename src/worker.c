@@ -120,6 +120,14 @@ worker_extension_schema(Oid extension)
 	return read_extension(extension, &form) ? form.extnamespace : InvalidOid;
 }
 
+Oid
+worker_extension_owner(Oid extension)
+{
+	FormData_pg_extension form;
+
+	return read_extension(extension, &form) ? form.extowner : InvalidOid;
+}
+
 /*
  * Finds the extension, which is visible once its creation has committed; it is
  * then by a commit that the launcher is asked to look again.

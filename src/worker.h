@@ -108,4 +108,7 @@ extern const char *worker_last_error(void);
  */
 extern Oid worker_extension_schema(Oid extension);
 
+/* Its owner, likewise. */
+extern Oid worker_extension_owner(Oid extension);
+
 #endif /* EVSTREAM_WORKER_H */

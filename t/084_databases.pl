@@ -148,7 +148,15 @@ $node->safe_psql('postgres', 'CREATE DATABASE owned');
 $node->safe_psql('owned', q{SET ROLE dba; CREATE EXTENSION evstream; SELECT evstream_grant('app', 'track')});
 ok(wait_for_sql($node, 'owned', q{SELECT count(*) > 0 FROM pg_inherits WHERE inhparent = 'evstream.events'::regclass}, 't'), 'leaves are there');
 is($node->safe_psql('owned', q{SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class WHERE relnamespace = 'evstream'::regnamespace}), 'dba', 'they belong to whom the extension does');
-$node->safe_psql('owned', 'REASSIGN OWNED BY dba TO keeper');
+# Workers that go on meanwhile would make leaves that it does not see, and with the rights of before.
+my $running = q{SELECT count(*) FROM pg_stat_activity WHERE datname = 'owned' AND backend_type LIKE 'evstream%'};
+my $session = $node->background_psql('owned', on_error_stop => 1);
+$session->query_safe('BEGIN; REASSIGN OWNED BY app TO keeper');
+cmp_ok($node->safe_psql('postgres', $running), '>', 0, 'REASSIGN OWNED by somebody else does not stop the workers');
+$session->query_safe('REASSIGN OWNED BY dba TO keeper');
+is($node->safe_psql('postgres', $running), 0, 'while the owner is changed, no worker runs');
+$session->query_safe('COMMIT');
+$session->quit;
 is($node->safe_psql('owned', q{SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class WHERE relnamespace = 'evstream'::regnamespace}), 'keeper', 'and now to another role');
 $node->safe_psql('owned', q{DO $$ DECLARE leaf regclass; BEGIN
 	FOR leaf IN SELECT inhrelid FROM pg_inherits WHERE inhparent = 'evstream.events'::regclass LOOP EXECUTE format('DROP TABLE %s', leaf); END LOOP; END $$;
