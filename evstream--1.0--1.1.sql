@@ -12,6 +12,12 @@ CREATE TABLE evstream.privileges_before AS
 	WHERE evstream.holds_privilege(r.oid::regrole, p.privilege)
 		AND r.oid <> (SELECT x.extowner FROM pg_catalog.pg_extension x WHERE x.extname = 'evstream');
 
+-- What is not new; see the end.
+CREATE TABLE evstream.members_before AS
+	SELECT d.classid, d.objid
+	FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension x ON x.oid = d.refobjid
+	WHERE d.refclassid = 'pg_catalog.pg_extension'::regclass AND d.deptype = 'e' AND x.extname = 'evstream';
+
 -- ---------------------------------------------------------------------------
 -- Outbox and relay
 -- ---------------------------------------------------------------------------
@@ -383,7 +389,9 @@ $$;
 -- ---------------------------------------------------------------------------
 
 -- What is new belongs to the owner of the extension, whoever updates it, and
--- nothing is for PUBLIC, whatever the default privileges are.
+-- nothing of it is for PUBLIC, whatever the default privileges are. Of what was there
+-- before, also where it was replaced, owner and privileges are an administrator's: a
+-- GRANT or REVOKE here would also make them initial ones, which dumps leave out.
 DO $$
 DECLARE
 	item record;
@@ -399,6 +407,8 @@ BEGIN
 			LEFT JOIN pg_proc p ON d.classid = 'pg_proc'::regclass AND p.oid = d.objid
 			LEFT JOIN pg_class c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid
 		WHERE x.extname = 'evstream' AND (p.oid IS NOT NULL OR c.oid IS NOT NULL)
+			AND c.oid IS DISTINCT FROM 'evstream.members_before'::regclass
+			AND NOT EXISTS (SELECT FROM evstream.members_before b WHERE b.classid = d.classid AND b.objid = d.objid)
 	LOOP
 		IF item.is_other THEN
 			EXECUTE format('ALTER %s OWNER TO %I', item.object, item.owner);
@@ -409,5 +419,7 @@ END
 $$;
 
 -- A privilege that was granted opens what 1.1 adds to it, too.
-SELECT @extschema@.evstream_grant(b.role::regrole, b.privilege) FROM evstream.privileges_before b ORDER BY b.role, b.privilege;
-DROP TABLE evstream.privileges_before;
+SELECT @extschema@.evstream_grant(b.role::regrole, b.privilege) FROM evstream.privileges_before b
+	WHERE NOT evstream.holds_privilege(b.role::regrole, b.privilege)
+	ORDER BY b.role, b.privilege;
+DROP TABLE evstream.privileges_before, evstream.members_before;

@@ -111,6 +111,34 @@ for my $schema ('public', 'home')
 	$node->safe_psql($_, 'DROP EXTENSION evstream') foreach ('fresh', 'updated');
 }
 
+# ---- What an administrator gave and took himself ----
+
+# Of view, replaced function, function and table; and a function of another owner.
+my $given = q{
+	SELECT p.proname || ' ' || r.rolname || ' ' || COALESCE(a.grantee::regrole::text, '') FROM pg_proc p JOIN pg_roles r ON r.oid = p.proowner
+		LEFT JOIN LATERAL aclexplode(p.proacl) a ON a.grantee <> p.proowner
+		WHERE p.proname IN ('evstream_rebuild', 'evstream_event_id', 'evstream_wait')
+	UNION ALL SELECT c.relname || ' ' || a.grantee::regrole || ' ' || a.privilege_type FROM pg_class c, aclexplode(c.relacl) a
+		WHERE c.relname IN ('evstream_daily_totals', 'daily_counts', 'evstream_filters') AND a.grantee <> c.relowner
+	ORDER BY 1};
+$node->safe_psql('updated', q{SET ROLE installer; CREATE EXTENSION evstream VERSION '1.0' SCHEMA public;
+	GRANT SELECT ON evstream_daily_totals, evstream.daily_counts TO PUBLIC;
+	GRANT EXECUTE ON FUNCTION evstream_rebuild(date, date), evstream_event_id(text) TO PUBLIC;
+	ALTER FUNCTION evstream_wait(interval, boolean) OWNER TO updater;
+	SELECT evstream_grant('someone', 'subscribe')});
+my $gave = $node->safe_psql('updated', $given);
+like($gave, qr/evstream_daily_totals - SELECT.*evstream_event_id installer -.*evstream_rebuild installer -.*evstream_wait updater/s, 'an administrator gave to PUBLIC');
+my $dumped = sub { return join("\n", sort grep { /^GRANT / } split(/\n/, (run_command([ 'pg_dump', '--schema-only', '--dbname', $node->connstr('updated') ]))[0])); };
+my $dump = $dumped->();
+like($dump, qr/GRANT ALL ON FUNCTION public\.evstream_event_id\(text\) TO PUBLIC/, 'a dump has that');
+$node->safe_psql('updated', 'SET ROLE updater; ALTER EXTENSION evstream UPDATE');
+is($node->safe_psql('updated', $given), $gave, 'and the update leaves all of it');
+is($dumped->(), $dump, 'as dumps do');
+is($node->safe_psql('updated', q{SELECT count(*) FROM pg_extension x JOIN pg_depend d ON d.refobjid = x.oid AND d.deptype = 'e'
+		JOIN pg_proc p ON p.oid = d.objid AND d.classid = 'pg_proc'::regclass CROSS JOIN LATERAL aclexplode(COALESCE(p.proacl, acldefault('f', p.proowner))) a
+		WHERE x.extname = 'evstream' AND a.grantee = 0}), 2, 'what is new is not for PUBLIC');
+$node->safe_psql('updated', 'DROP EXTENSION evstream');
+
 # ---- The library of 1.1 with objects of 1.0 ----
 
 # The prefix is to be this database's.
