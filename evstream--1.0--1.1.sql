@@ -329,6 +329,13 @@ BEGIN
 END
 $$;
 
+-- Of two extensions that cannot be told apart by system and database, as those of two copies
+-- of a data directory, the claim says which one is the later. 1.0 began at 0.
+ALTER TABLE evstream.identity ALTER COLUMN claim SET DEFAULT (extract(epoch FROM clock_timestamp()) * 1000)::bigint;
+UPDATE evstream.identity i SET claim = DEFAULT
+	FROM pg_extension x
+	WHERE x.extname = 'evstream' AND x.xmin = i.xmin AND i.claimed_at IS NULL;	-- a new one
+
 -- A schema that was made for the extension may be open to others, whose objects
 -- could lie in wait between the tables.
 DO $$

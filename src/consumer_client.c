@@ -11,27 +11,21 @@
  */
 #include "postgres.h"
 
-#include "access/xlog.h"
-#include "commands/dbcommands.h"
-#include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
-#include "utils/uuid.h"
 
 #include "clock.h"
 #include "compat.h"
 #include "consumer_kafka.h"
-#include "event.h"
 #include "settings.h"
 #include "status.h"
 #include "worker.h"
 
-#define CLOSE_MS    500
+#define CLOSE_MS 500
 /* A first connection or a slow answer is no outage yet */
-#define AWAY_US     (INT64CONST(5) * USECS_PER_SEC)
-#define MARK_PREFIX "evstream/"
+#define AWAY_US  (INT64CONST(5) * USECS_PER_SEC)
 
 KafkaSource source;
 
@@ -180,41 +174,10 @@ source_open(void)
 
 /* ---- ownership ---- */
 
-typedef struct IdentityUnit
-{
-	bool ours;
-	int64 claim;
-	char mark[KAFKA_MARK_SIZE];
-} IdentityUnit;
-
 static void
-identity_unit(void *arg)
+owner_unit(void *arg)
 {
-	IdentityUnit *unit = arg;
-	bool isnull;
-	HeapTuple tuple;
-	TupleDesc desc;
-	pg_uuid_t *uuid;
-	char text[37];
-	int64 system;
-	Oid database;
-
-	unit->ours = false;
-	if (SPI_execute("SELECT mark, system_identifier, database_oid, claim FROM evstream.identity",
-					true, 1) != SPI_OK_SELECT)
-		elog(ERROR, "could not read evstream.identity");
-	if (SPI_processed == 0)
-		return;
-	tuple = SPI_tuptable->vals[0];
-	desc = SPI_tuptable->tupdesc;
-	uuid = DatumGetUUIDP(SPI_getbinval(tuple, desc, 1, &isnull));
-	system = DatumGetInt64(SPI_getbinval(tuple, desc, 2, &isnull));
-	database = DatumGetObjectId(SPI_getbinval(tuple, desc, 3, &isnull));
-	unit->claim = DatumGetInt64(SPI_getbinval(tuple, desc, 4, &isnull));
-	unit->ours = system == (int64) GetSystemIdentifier() && database == MyDatabaseId;
-	event_format_uuid(uuid->data, text);
-	snprintf(unit->mark, sizeof(unit->mark), MARK_PREFIX "%s/" UINT64_FORMAT "/%u/" INT64_FORMAT,
-			 text, (uint64) system, database, unit->claim);
+	owner_read(arg);
 }
 
 static void
@@ -225,53 +188,34 @@ foreign(const char *message)
 	source_problem(PROBLEM_FOREIGN_MARK, message);
 }
 
-/*
- * Is a mark that we found of another database, which has claimed the group
- * after us?  One of this database is ours, also if the extension was created
- * anew since.
- */
-static bool
-mark_is_foreign(const char *mark)
+typedef struct DroppedUnit
 {
-	const char *place = source.mark + strlen(MARK_PREFIX) + 36;
-	const char *claim = strrchr(source.mark, '/');
-	Size prefix = strlen(MARK_PREFIX) + 36;
-
-	if (strncmp(mark, MARK_PREFIX, strlen(MARK_PREFIX)) != 0)
-		return false;
-	if (strlen(mark) > prefix && strncmp(mark + prefix, place, claim + 1 - place) == 0)
-		return false;
-	return strtoll(strrchr(mark, '/') + 1, NULL, 10) >= source.claim;
-}
-
-typedef struct GoneUnit
-{
-	Oid database;
-	bool gone;
-} GoneUnit;
+	const char *mark;
+	bool dropped;
+} DroppedUnit;
 
 static void
-gone_unit(void *arg)
+dropped_unit(void *arg)
 {
-	GoneUnit *unit = arg;
+	DroppedUnit *unit = arg;
 
-	unit->gone = get_database_name(unit->database) == NULL;
+	unit->dropped = owner_was_dropped(&source.owner, unit->mark);
 }
 
-/* Is it the mark of a database of this server that was dropped? */
-static bool
-mark_is_of_dropped(const char *mark)
+/* Metadata of others who commit offsets is no mark. */
+static OwnerVerdict
+judge(const char *mark)
 {
-	unsigned long long system;
-	unsigned int database;
-	GoneUnit unit = {0};
+	DroppedUnit unit = {mark};
+	OwnerVerdict verdict;
 
-	if (strlen(mark) < strlen(MARK_PREFIX) + 36 ||
-		sscanf(mark + strlen(MARK_PREFIX) + 36, "/%llu/%u/", &system, &database) != 2 ||
-		system != GetSystemIdentifier())
-		return false;
-	unit.database = database;
-	return worker_run("looking for the owner of the group", gone_unit, &unit, NULL) && unit.gone;
+	if (!owner_is_mark(mark))
+		return OWNER_NOT_FOREIGN;
+	verdict = owner_judge(&source.owner, mark);
+	if (verdict == OWNER_FOREIGN &&
+		worker_run("looking for the owner of the group", dropped_unit, &unit, NULL) && unit.dropped)
+		return OWNER_NOT_FOREIGN;
+	return verdict;
 }
 
 /*
@@ -282,23 +226,20 @@ mark_is_of_dropped(const char *mark)
 bool
 source_check_owner(bool claim)
 {
-	IdentityUnit unit;
 	KafkaAssignment *found;
 	KafkaStatus status;
 
-	if (!worker_run("reading the identity", identity_unit, &unit, NULL))
+	if (!worker_run("reading the identity", owner_unit, &source.owner, NULL))
 	{
 		worker_backoff();
 		return false;
 	}
-	if (!unit.ours)
+	if (!source.owner.ours)
 	{
 		foreign("this database was restored or moved, and has not taken over its Kafka group");
 		(void) worker_wait(-1, IDLE_MS);
 		return false;
 	}
-	strlcpy(source.mark, unit.mark, sizeof(source.mark));
-	source.claim = unit.claim;
 	if (source.nparts == 0)
 		return true;
 
@@ -313,11 +254,12 @@ source_check_owner(bool claim)
 	}
 	for (int i = 0; i < source.nparts; i++)
 	{
-		if (found[i].mark[0] != '\0' && mark_is_foreign(found[i].mark) &&
-			!mark_is_of_dropped(found[i].mark))
+		OwnerVerdict verdict = judge(found[i].mark);
+
+		if (verdict != OWNER_NOT_FOREIGN)
 		{
-			char *message = psprintf("the Kafka group \"%s\" belongs to another database (mark %s)",
-									 setting_group_name(), found[i].mark);
+			char *message =
+				owner_message(verdict, "the Kafka group", setting_group_name(), found[i].mark);
 
 			foreign(message);
 			pfree(message);
@@ -332,7 +274,7 @@ source_check_owner(bool claim)
 	for (int i = 0; i < source.nparts; i++)
 	{
 		found[i].committed = source.parts[i]->log.position;
-		strlcpy(found[i].mark, source.mark, KAFKA_MARK_SIZE);
+		strlcpy(found[i].mark, source.owner.mark, KAFKA_MARK_SIZE);
 	}
 	status = kafka_commit(source.client, found, source.nparts, claim ? ASK_MS : 0);
 	pfree(found);

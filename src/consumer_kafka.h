@@ -14,6 +14,7 @@
 #include "batch.h"
 #include "compat.h"
 #include "kafka.h"
+#include "owner.h"
 
 #define UNIX_EPOCH_OFFSET_US ((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
 
@@ -48,10 +49,9 @@ typedef struct KafkaSource
 	int nfetched;
 	/* by clock_us() */
 	int64 next_upkeep;
-	int64 next_look; /* at partitions that are lost */
-	char origin[37]; /* of our outbox, in the headers of what it sent */
-	char mark[KAFKA_MARK_SIZE];
-	int64 claim;
+	int64 next_look;     /* at partitions that are lost */
+	char origin[37];     /* of our outbox, in the headers of what it sent */
+	Owner owner;         /* this database, as last read */
 	bool foreign;        /* somebody else owns the group */
 	int64 missing_since; /* a topic is not there; 0 = all are */
 	bool away;           /* the last question had no answer */

@@ -21,11 +21,11 @@
 
 #include "event.h"
 #include "matcher.h"
+#include "owner.h"
 #include "redis.h"
 
 /* "<microseconds since 1970> <event_id> <log_offset>" */
 #define CURSOR_SIZE 96
-#define OWNER_SIZE  128
 
 /* Limits of one chunk; a single event may go beyond them. */
 #define CHUNK_DELIVERIES 5000
@@ -133,8 +133,7 @@ typedef struct Notifier
 	int nparts;
 	int next_part;
 
-	char owner[OWNER_SIZE]; /* our mark */
-	int64 claim;
+	Owner owner; /* this database, as last read */
 	int64 epoch; /* milliseconds; the highest that was given, or more */
 	int64 mirrored_epoch;
 	int64 mirrored; /* when, by clock_us() */

@@ -17,7 +17,6 @@
  */
 #include "postgres.h"
 
-#include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -33,7 +32,6 @@
 #include "status.h"
 #include "worker.h"
 
-#define OWNER_PREFIX "evstream/"
 #define MIRROR_EVERY USECS_PER_SEC
 
 /* ---- text of a cursor ---- */
@@ -84,31 +82,14 @@ typedef struct CheckPart
 
 typedef struct CheckUnit
 {
-	bool ours;
 	CheckPart *parts;
 	int nparts;
 } CheckUnit;
 
 static void
-identity_unit(void *arg)
+owner_unit(void *arg)
 {
-	CheckUnit *unit = arg;
-	char id[37];
-	int64 system;
-	Oid database;
-
-	unit->ours = false;
-	if (sql_execute("SELECT mark, system_identifier, database_oid, claim FROM evstream.identity", 0,
-					NULL, NULL, NULL, SPI_OK_SELECT) == 0)
-		return;
-	event_format_uuid(DatumGetUUIDP(sql_column(0, 1, NULL))->data, id);
-	system = DatumGetInt64(sql_column(0, 2, NULL));
-	database = DatumGetObjectId(sql_column(0, 3, NULL));
-	notifier.claim = DatumGetInt64(sql_column(0, 4, NULL));
-	unit->ours = system == (int64) GetSystemIdentifier() && database == MyDatabaseId;
-	snprintf(notifier.owner, sizeof(notifier.owner),
-			 OWNER_PREFIX "%s/" UINT64_FORMAT "/%u/" INT64_FORMAT, id, (uint64) system, database,
-			 notifier.claim);
+	owner_read(arg);
 }
 
 /* The mirror and the highest epoch. */
@@ -190,26 +171,6 @@ check_unit(void *arg)
 	}
 }
 
-/* ---- the owner ---- */
-
-/*
- * Is a mark of another database that has claimed the prefix after us?  One of
- * this database is ours, also if the extension was created anew since.
- */
-static bool
-mark_is_foreign(const char *mark)
-{
-	Size prefix = strlen(OWNER_PREFIX) + 36;
-	const char *place = notifier.owner + prefix;
-	const char *claim = strrchr(notifier.owner, '/');
-
-	if (strncmp(mark, OWNER_PREFIX, strlen(OWNER_PREFIX)) != 0)
-		return mark[0] != '\0';
-	if (strlen(mark) > prefix && strncmp(mark + prefix, place, claim + 1 - place) == 0)
-		return false;
-	return strtoll(strrchr(mark, '/') + 1, NULL, 10) >= notifier.claim;
-}
-
 /* ---- comparing ---- */
 
 /* Asks for the owner and the cursors; NULL: not now. */
@@ -256,7 +217,7 @@ anchor(const char *owner, bool new_epochs, const CheckPart *checks, int nchecks)
 			Max(notifier.epoch + 1, (GetCurrentTimestamp() + UNIX_EPOCH_OFFSET_US) / 1000);
 	argv[argc++] = notifier_name("state", "");
 	argv[argc++] = owner;
-	argv[argc++] = notifier.owner;
+	argv[argc++] = notifier.owner.mark;
 	argv[argc++] = new_epochs ? psprintf(INT64_FORMAT, notifier.epoch) : "";
 	for (int i = 0; i < nchecks; i++)
 	{
@@ -268,7 +229,7 @@ anchor(const char *owner, bool new_epochs, const CheckPart *checks, int nchecks)
 		argv[argc++] = checks[i].found;
 		argv[argc++] = part->sent;
 	}
-	if (argc == 4 && !new_epochs && strcmp(owner, notifier.owner) == 0)
+	if (argc == 4 && !new_epochs && strcmp(owner, notifier.owner.mark) == 0)
 		return true;
 	if (link_script(notifier_script_anchor, 1, argc, argv, NULL, LINK_COMMAND_MS, &reply) !=
 		RSTATUS_OK)
@@ -352,19 +313,22 @@ cursor_check(void)
 	bool went_back;
 	bool older;
 	char *owner;
+	Owner self;
+	OwnerVerdict verdict;
 
 	if (notifier.checked)
 		return true;
 	MemoryContextReset(notifier.chunk_context);
 	old = MemoryContextSwitchTo(notifier.chunk_context);
 
-	if (!worker_run("reading the identity", identity_unit, &unit, NULL) ||
+	if (!worker_run("reading the identity", owner_unit, &self, NULL) ||
 		!worker_run("finding the partitions", read_partitions_unit, &new_parts, NULL))
 	{
 		MemoryContextSwitchTo(old);
 		return false;
 	}
-	if (!unit.ours)
+	notifier.owner = self;
+	if (!self.ours)
 	{
 		notifier_problem(
 			NP_FOREIGN,
@@ -383,10 +347,14 @@ cursor_check(void)
 		MemoryContextSwitchTo(old);
 		return false;
 	}
-	if (mark_is_foreign(owner))
+	/* what is no mark is nevertheless somebody's */
+	if (owner_is_mark(owner))
+		verdict = owner_judge(&self, owner);
+	else
+		verdict = owner[0] == '\0' ? OWNER_NOT_FOREIGN : OWNER_FOREIGN;
+	if (verdict != OWNER_NOT_FOREIGN)
 	{
-		char *message = psprintf("the Redis prefix \"%s\" belongs to another database (mark %s)",
-								 setting_redis_prefix, owner);
+		char *message = owner_message(verdict, "the Redis prefix", setting_redis_prefix, owner);
 
 		redis_clean_text(message);
 		notifier_problem(NP_FOREIGN, message);

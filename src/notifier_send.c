@@ -266,7 +266,7 @@ build_args(const NotifierChunk *chunk, const char *after)
 	add_text(notifier_name("state", ""));
 	for (int i = 0; i < chunk->nsubscribers; i++)
 		add_text(psprintf("%s%s", prefix, chunk->subscribers[i]));
-	add_text(notifier.owner);
+	add_text(notifier.owner.mark);
 	add_text(psprintf("c:%d:%d", part->log_id, part->partition));
 	add_text(part->sent);
 	add_text(after);
@@ -412,7 +412,7 @@ send_expiry(void)
 	add_text(notifier_name("state", ""));
 	for (int i = 0; i < unit.n; i++)
 		add_text(notifier_name("stream:", unit.subscribers[i]));
-	add_text(notifier.owner);
+	add_text(notifier.owner.mark);
 	add_number(setting_interval_us(setting_stream_ttl) / 1000);
 	for (int i = 0; i < unit.n; i++)
 		add_text(unit.subscribers[i]);

@@ -1,5 +1,5 @@
 # Where consumption begins and goes on: starts, seeks, topics made again, records that
-# expired, owners of a group, and consumers that come and go.
+# expired, and consumers that come and go.
 
 use strict;
 use warnings;
@@ -249,45 +249,6 @@ is(count_log($node, qr/expired before they were consumed/, $offset), 1, 'the log
 $node->safe_psql('expiring', 'SELECT evstream_restart()');
 ok(wait_for_sql($node, 'expiring', "SELECT evstream_health() #>> '{components,kafka,status}'", 'ok', 20), 'until a restart');
 $node->safe_psql('postgres', "DROP DATABASE $_") for qw(expiring made);
-
-# ---- A group belongs to one database ----
-
-make_topic('shared', 2);
-produce('shared', records(100, 2, $base));
-new_db('first', kafka_topic => 'shared', kafka_group => 'shared', consumers => 2);
-consumed('first', 'shared', '0:50,1:50', 'the first database of a group');
-my $stopped = qr/the Kafka group "shared" belongs to another database/;
-my $why = q{SELECT evstream_health() #>> '{components,kafka,status}', evstream_health() #>> '{components,kafka,why}' LIKE 'the Kafka group "shared" belongs to another database%'};
-ok((grep { $_->[2] == 50 && $_->[3] =~ /^evstream/ } group_offsets('shared')) == 2
-	|| wait_for_sql($node, 'first', "SELECT pg_sleep(0.5) IS NOT NULL", 't'), 'has put its mark');
-$offset = -s $node->logfile;
-new_db('second', kafka_topic => 'shared', kafka_group => 'shared');
-ok(wait_for_sql($node, 'second', $why, 'down|t', 20), 'a second one stops, and health says why');
-like($node->safe_psql('second', "SELECT evstream_health() #>> '{components,kafka,hint}'"), qr/evstream_take_over\(\)/, 'and what to do');
-count_is('second', 0, 'it has counted nothing');
-produce('shared', records(100, 2, $base));
-consumed('first', 'shared', '0:100,1:100', 'the first one goes on');
-is($node->safe_psql('second', 'SELECT evstream_take_over()'), 't', 'the second one takes over');
-consumed('second', 'shared', '0:100,1:100', 'and consumes');
-count_is('second', 200, 'and counts all');
-ok(wait_for_sql($node, 'first', $why, 'down|t', 20), 'the first one stops');
-ok(wait_for_sql($node, 'first', "SELECT count(*) FROM evstream_workers WHERE role = 'consumer' AND state = 'stopped'", 2, 20), 'with both consumers');
-produce('shared', records(20, 2, $base));
-consumed('second', 'shared', '0:110,1:110', 'the second one goes on');
-count_is('first', 200, 'the first one has counted nothing since');
-cmp_ok(count_log($node, $stopped, $offset), '<=', 3, 'logged once by each consumer that stops');
-
-my $other = new_node('other', 'evstream.kafka_brokers' => $kafka, 'evstream.kafka_topic' => 'shared',
-	'evstream.kafka_group' => 'shared', extension => 1);
-ok(wait_for_sql($other, 'postgres', $why, 'down|t', 20), 'a database of another server stops as well');
-$other->safe_psql('postgres', 'SELECT evstream_take_over()');
-ok(wait_for_sql($other, 'postgres', 'SELECT sum(event_count) FROM evstream_daily_counts', '220', 20), 'until it takes over');
-ok(wait_for_sql($node, 'second', $why, 'down|t', 20), 'then the former owner stops');
-$node->safe_psql('first', 'SELECT evstream_take_over()');
-consumed('first', 'shared', '0:110,1:110', 'the first one takes the group back');
-count_is('first', 220, 'and goes on where it was');
-$other->stop('fast');
-$node->safe_psql('postgres', "DROP DATABASE $_") for qw(first second);
 
 # ---- Consumers, the extension and the database come and go in mid-stream ----
 

@@ -59,8 +59,9 @@ sub _copy
 	return;
 }
 
-# A new server, as a copy of one that initdb made once. Of two copies, evstream takes one
-# for the other: those that are to be told apart need templates of their own.
+# A new server, as a copy of one that initdb made once. Copies have the same system identifier
+# and oids, and of the extensions made in them the last one goes on: servers that should meet
+# as strangers need templates of their own.
 sub make_node
 {
 	my ($name, $from, %settings) = @_;
