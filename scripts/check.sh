@@ -31,6 +31,9 @@ PGXS_DIR=$(dirname "$(dirname "$($PG_CONFIG --pgxs)")")	# …/pgxs/src
 
 TMP=$(mktemp -d "${TMPDIR:-/tmp}/evstream-check.XXXXXX")
 chmod 755 "$TMP"
+# What a test that is killed leaves behind goes with the rest.
+mkdir -m 1777 "$TMP/tmp"
+export TMPDIR=$TMP/tmp
 keep=no
 cleanup()
 {

@@ -7,6 +7,9 @@ set -euo pipefail
 VERSION=4.2.0
 PROG=${0##*/}
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$HERE/lib.sh"
+. "$HERE/process.sh"
+NAME=kafka WHAT=broker START_LIMIT=60
 
 usage()
 {
@@ -39,9 +42,6 @@ usage()
 	END
 }
 
-die()  { echo "$PROG: $*" >&2; exit 1; }
-skip() { echo "$PROG: $*" >&2; exit 77; }
-
 SHARED=/var/cache/evstream/kafka-$VERSION
 if [ -n "${EVSTREAM_CACHE:-}" ]; then
 	JARS=$EVSTREAM_CACHE/kafka-$VERSION
@@ -57,7 +57,7 @@ find_java()
 	local j major
 	for j in /usr/lib/jvm/java-17-openjdk-*/bin/java "${JAVA_HOME:+$JAVA_HOME/bin/java}" "$(command -v java || true)"; do
 		[ -n "$j" ] && [ -x "$j" ] || continue
-		major=$("$j" -XshowSettings:properties -version 2>&1 | sed -n 's/.*java.specification.version = \([0-9]*\).*/\1/p')
+		major=$("$j" -XX:-UsePerfData -XshowSettings:properties -version 2>&1 | sed -n 's/.*java.specification.version = \([0-9]*\).*/\1/p')
 		if [ "${major:-0}" -ge 17 ]; then
 			JAVA=$j
 			return 0
@@ -95,7 +95,7 @@ fetch()
 		</project>
 		END
 		echo "$PROG: fetching Kafka $VERSION into $JARS" >&2
-		if ! JAVA_HOME=$(dirname "$(dirname "$(readlink -f "$JAVA")")") \
+		if ! MAVEN_OPTS="-XX:-UsePerfData -Djava.io.tmpdir=$tmp" JAVA_HOME=$(dirname "$(dirname "$(readlink -f "$JAVA")")") \
 			mvn -q -B -U -f "$tmp/pom.xml" org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies \
 			-DincludeScope=runtime -DoutputDirectory="$tmp/lib" >"$tmp/log" 2>&1 9>&- ||
 			! ls "$tmp"/lib/kafka_2.13-$VERSION.jar >/dev/null 2>&1; then
@@ -107,33 +107,16 @@ fetch()
 	)
 }
 
-# A port that nobody listens on, below the range from which the kernel takes
-# ports for outgoing connections.
-free_port()
-{
-	local port
-	for _ in $(seq 200); do
-		port=$((20000 + RANDOM % 12000))
-		if ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
-			echo "$port"
-			return 0
-		fi
-	done
-	die "found no free port"
-}
-
 # Of a property given twice the last one counts.
-listener() { sed -n "s/^advertised.listeners=\(.*,\)\?$1:\/\/\([^,]*\).*/\2/p" "$DIR/server.properties" 2>/dev/null | tail -n 1; }
+listener() { sed -n "s/^advertised.listeners=\(.*,\)\?$1:\/\/\([^,]*\).*/\2/p" "$CONF" 2>/dev/null | tail -n 1; }
 address() { listener PLAINTEXT; }
 
-# The broker's process id if it runs; a pid file can outlive its process, and
-# its number come back as another's.
 running()
 {
 	local pid
 	pid=$(cat "$DIR/kafka.pid" 2>/dev/null) || return 1
 	[ -n "$pid" ] && [ -r "/proc/$pid/cmdline" ] || return 1
-	tr '\0' '\n' <"/proc/$pid/cmdline" 2>/dev/null | grep -qxF "$DIR/server.properties" || return 1
+	tr '\0' '\n' <"/proc/$pid/cmdline" 2>/dev/null | grep -qxF "$CONF" || return 1
 	echo "$pid"
 }
 
@@ -141,10 +124,11 @@ running()
 # A broker that listens but is not yet registered answers with none.
 answers()
 {
-	local host=${1%:*} port=${1##*:} reply
+	local at reply
+	at=$(address)
 	reply=$(
 		exec 2>/dev/null
-		exec 3<>"/dev/tcp/$host/$port" || exit 1
+		exec 3<>"/dev/tcp/${at%:*}/${at##*:}" || exit 1
 		printf '\0\0\0\017\0\003\0\004\0\0\0\001\377\377\0\0\0\0\0' >&3
 		timeout 2 head -c 16 <&3 | od -An -tu1 -v | tr -s ' \n' ' '
 	) || return 1
@@ -181,7 +165,7 @@ configure()
 	[ -n "$port" ] || port=$(free_port)
 	p2=$(free_port)
 	while [ "$p2" = "$port" ]; do p2=$(free_port); done
-	cat >"$DIR/server.properties.new" <<-END
+	cat >"$CONF.new" <<-END
 	process.roles=broker,controller
 	node.id=1
 	controller.quorum.voters=1@127.0.0.1:$p2
@@ -207,8 +191,8 @@ configure()
 		for pair in ${users//,/ }; do
 			scram+=(--add-scram "SCRAM-SHA-512=[name=${pair%%:*},password=${pair#*:}]")
 		done
-		sed -i "s/^listeners=.*/&,SASL_SSL:\/\/127.0.0.1:$p3/; s/^advertised.listeners=.*/&,SASL_SSL:\/\/127.0.0.1:$p3/" "$DIR/server.properties.new"
-		cat >>"$DIR/server.properties.new" <<-END
+		sed -i "s/^listeners=.*/&,SASL_SSL:\/\/127.0.0.1:$p3/; s/^advertised.listeners=.*/&,SASL_SSL:\/\/127.0.0.1:$p3/" "$CONF.new"
+		cat >>"$CONF.new" <<-END
 		ssl.keystore.type=PEM
 		ssl.keystore.location=$DIR/server.pem
 		listener.name.sasl_ssl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512
@@ -216,119 +200,30 @@ configure()
 		listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 		END
 	fi
-	printf '%s\n' "$@" >>"$DIR/server.properties.new"
+	printf '%s\n' "$@" >>"$CONF.new"
 	rm -rf "$DIR/data"
 	id=$(head -c 16 /dev/urandom | base64 | tr '+/' 'ab' | cut -c1-22)
-	"$JAVA" -Xshare:auto -XX:TieredStopAtLevel=1 -cp "$JARS/lib/*" kafka.tools.StorageTool format \
-		-t "$id" -c "$DIR/server.properties.new" ${scram[@]+"${scram[@]}"} >"$DIR/format.log" 2>&1 ||
+	"$JAVA" -Xshare:auto "${JVM[@]}" -cp "$JARS/lib/*" kafka.tools.StorageTool format \
+		-t "$id" -c "$CONF.new" ${scram[@]+"${scram[@]}"} >"$DIR/format.log" 2>&1 ||
 		die "format failed: $(tail -n 3 "$DIR/format.log")"
-	mv "$DIR/server.properties.new" "$DIR/server.properties"
+	mv "$CONF.new" "$CONF"
 }
 
-launch()
+prepare()
 {
-	local pid
-	(
-		# Nothing of the caller's may be held open, or it waits for our end.
-		for fd in /proc/self/fd/*; do
-			fd=${fd##*/}
-			[ "$fd" -le 2 ] || eval "exec $fd>&-" 2>/dev/null || true
-		done
-		cd "$DIR"
-		exec setsid bash -c 'echo $$ >"$0/kafka.pid"; exec "$@"' "$DIR" \
-			"$JAVA" -Xmx512m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xshare:auto \
-			-Dorg.slf4j.simpleLogger.defaultLogLevel=warn \
-			-Dorg.slf4j.simpleLogger.showDateTime=true -Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS \
-			-cp "$JARS/lib/*" kafka.Kafka "$DIR/server.properties" </dev/null >>"$DIR/kafka.log" 2>&1
-	) &
-	pid=$!
-	for _ in $(seq 600); do
-		if [ -n "$(running || true)" ]; then
-			answers "$(address)" && return 0
-		elif ! kill -0 "$pid" 2>/dev/null; then
-			return 1
-		fi
-		sleep 0.1
-	done
-	kill -9 "$(running)" 2>/dev/null || true
-	return 1
-}
-
-start()
-{
-	local port=${1:-} try pid
-	[ $# -gt 0 ] && shift
-	# A first KEY=VALUE in the port's place means that no port was named.
-	case $port in *=*) set -- "$port" "$@"; port= ;; esac
-
 	fetch
 	find_java
-	mkdir -p "$DIR"
-	exec 8>"$DIR/lock"
-	flock 8
-	if pid=$(running); then
-		kill -CONT "$pid"
-		answers "$(address)" || die "a broker runs in $DIR as process $pid, but does not answer"
-		address
-		return 0
-	fi
-
-	for try in 1 2 3; do
-		local fresh=no
-		if [ ! -e "$DIR/server.properties" ]; then
-			configure "$port" "$@"
-			fresh=yes
-		fi
-		if launch; then
-			address
-			return 0
-		fi
-		# Another process may have taken the port between our look and the bind.
-		if [ $fresh = yes ] && [ -z "$port" ] && grep -q 'Address already in use' "$DIR/kafka.log"; then
-			rm -f "$DIR/server.properties"
-			continue
-		fi
-		break
-	done
-	tail -n 20 "$DIR/kafka.log" >&2
-	die "the broker did not start (try $try), see $DIR/kafka.log"
-}
-
-# End the broker: $1 = seconds to wait after TERM before KILL, 0 = KILL at once.
-finish()
-{
-	local pid i
-	pid=$(running) || return 0
-	if [ "$1" -gt 0 ]; then
-		kill -CONT "$pid"
-		kill -TERM "$pid"
-		for ((i = 0; i < $1 * 20; i++)); do
-			running >/dev/null || break
-			sleep 0.05
-		done
-	fi
-	if pid=$(running); then
-		kill -KILL "$pid" || true
-		for ((i = 0; i < 200; i++)); do
-			running >/dev/null || break
-			sleep 0.05
-		done
-	fi
-	! running >/dev/null || die "process $pid does not end"
-	rm -f "$DIR/kafka.pid"
-}
-
-signal()
-{
-	local pid
-	pid=$(running) || die "no broker runs in $DIR"
-	kill "-$1" "$pid"
+	COMMAND=("$JAVA" -Xmx512m "${JVM[@]}" -XX:+UseSerialGC -Xshare:auto
+		-Dorg.slf4j.simpleLogger.defaultLogLevel=warn
+		-Dorg.slf4j.simpleLogger.showDateTime=true -Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS
+		-cp "$JARS/lib/*" kafka.Kafka "$CONF")
 }
 
 tool()
 {
 	find_java
-	"$JAVA" -XX:TieredStopAtLevel=1 -Dorg.slf4j.simpleLogger.defaultLogLevel=error -cp "$JARS/lib/*" "$@"
+	mkdir -p "$DIR/tmp"
+	"$JAVA" "${JVM[@]}" -Dorg.slf4j.simpleLogger.defaultLogLevel=error -cp "$JARS/lib/*" "$@"
 }
 
 topic()
@@ -360,6 +255,10 @@ esac
 [ $# -ge 2 ] || { usage >&2; exit 2; }
 ACTION=$1
 DIR=$(readlink -m "$2")
+CONF=$DIR/server.properties
+# A library unpacks its native part, and a JVM counts for others to see: not in /tmp, where
+# both stay when it is killed.
+JVM=(-XX:TieredStopAtLevel=1 -XX:-UsePerfData "-Djava.io.tmpdir=$DIR/tmp")
 shift 2
 
 case $ACTION in
@@ -368,8 +267,8 @@ case $ACTION in
 	kill) finish 0 ;;
 	pause) signal STOP ;;
 	continue) signal CONT ;;
-	status) running >/dev/null || die "no broker runs in $DIR"; address ;;
-	secure) running >/dev/null || die "no broker runs in $DIR"; listener SASL_SSL ;;
+	status) must_run; address ;;
+	secure) must_run; listener SASL_SSL ;;
 	topic) [ $# -ge 2 ] || { usage >&2; exit 2; }; topic "$@" ;;
 	tool) tool "$@" ;;
 esac

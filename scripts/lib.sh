@@ -150,7 +150,8 @@ end_servers()
 	done < <(find "$1" -name redis.pid 2>/dev/null)
 }
 
-# A port of 127.0.0.1 on which nobody listens.
+# A port of 127.0.0.1 that nobody listens on, below the range from which the kernel takes
+# ports for outgoing connections.
 free_port()
 {
 	local port
@@ -158,5 +159,6 @@ free_port()
 		port=$((20000 + RANDOM % 12000))
 		(exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || { echo "$port"; return 0; }
 	done
+	echo "found no free port" >&2
 	return 1
 }
