@@ -655,10 +655,15 @@ launcher_register(void)
 	RegisterBackgroundWorker(&worker);
 }
 
-/* What a reload has changed is seen by a look into each database with workers. */
+/*
+ * What a reload has changed is seen by a look into each database with workers.  Workers
+ * that leave for it have not left by themselves, however often it comes.
+ */
 static void
 look_at_all(void)
 {
+	int64 now = clock_us();
+
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < shared->ndatabases; i++)
 	{
@@ -670,6 +675,15 @@ look_at_all(void)
 			db->look_failures = 0;
 			db->next_look = 0;
 		}
+	}
+	for (int i = SCOUT_SLOT + 1; i < shared->nslots; i++)
+	{
+		WorkerSlot *slot = &shared->slots[i];
+
+		if (slot->phase == SLOT_FREE || slot->quick_ends == 0)
+			continue;
+		slot->quick_ends = 0;
+		slot->next_start = Min(slot->next_start, now);
 	}
 	LWLockRelease(shared->lock);
 }

@@ -186,6 +186,15 @@ $node->append_conf('postgresql.conf', "work_mem = 5MB\n");
 $node->reload;
 sleep(0.7);
 is($node->safe_psql('one', $pids), $before, 'another reload does not');
+my $rounds = 0;
+for my $size (501 .. 510)
+{
+	$before = $node->safe_psql('one', $pids);
+	$node->append_conf('postgresql.conf', "evstream.batch_size = $size\n");
+	$node->reload;
+	$rounds += wait_for_sql($node, 'one', "SELECT count(*) FROM evstream_workers WHERE pid IS NOT NULL AND NOT pid = ANY ('{$before}')", 2, 30) or last;
+}
+is($rounds, 10, 'one reload after the other: the workers are not held back, as if they left by themselves');
 
 $node->append_conf('postgresql.conf', "evstream.enabled = off\n");
 $node->reload;
