@@ -13,6 +13,7 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -65,6 +66,10 @@ store_unit(void *arg)
 	unit->paused = batch_is_paused();
 	if (unit->paused)
 		return;
+	/* its neighbour may crash the server at once, and what is not flushed is not set aside */
+	if (unit->batch.records[0].condemned == EVENT_CRASHED)
+		(void) set_config_option("synchronous_commit", "local", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
 	old = MemoryContextSwitchTo(consumer.batch_context);
 	event_arena_reset(consumer.arena);
 	poison_parse(&unit->batch);
