@@ -316,6 +316,43 @@ BEGIN
 END
 $$;
 
+CREATE OR REPLACE FUNCTION @extschema@.evstream_dead_letter_retry(id bigint) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	letter evstream.dead_letters;
+	verdict record;
+	bad boolean := false;
+BEGIN
+	SELECT d.* INTO letter FROM evstream.dead_letters d WHERE d.id = $1 FOR UPDATE;
+	IF NOT FOUND THEN
+		PERFORM evstream.no_dead_letter($1);
+	END IF;
+
+	letter.record_timestamp := COALESCE(letter.record_timestamp, letter.received_at);
+	-- what crashed a consumer is not for this session to look at, as it may do the same here: a
+	-- consumer finds it again, edited or not
+	IF letter.reason <> 'crashed' OR letter.record_value IS NULL THEN
+		SELECT c.reason, c.detail INTO verdict
+			FROM evstream.check_record(letter.record_value, letter.record_timestamp, letter.record_headers) c;
+		bad := verdict.reason IS NOT NULL;
+	END IF;
+	IF bad THEN
+		UPDATE evstream.dead_letters d
+			SET reason = verdict.reason, detail = verdict.detail, attempts = d.attempts + 1
+			WHERE d.id = $1;
+		RETURN false;
+	END IF;
+
+	INSERT INTO evstream.retries (id, log_id, log_partition, log_offset, record_key, record_value,
+			record_timestamp, record_headers, attempts)
+		VALUES (letter.id, letter.log_id, letter.log_partition, letter.log_offset, letter.record_key,
+			letter.record_value, letter.record_timestamp, letter.record_headers, letter.attempts);
+	DELETE FROM evstream.dead_letters d WHERE d.id = $1;
+	PERFORM evstream.wake_workers();
+	RETURN true;
+END
+$$;
 -- A dump sets row_security by SET. As a setting of the database, the role or the
 -- server it does not tell of a restore: what 1.0 took for one, a moment ago, is none.
 DO $$

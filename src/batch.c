@@ -358,7 +358,7 @@ batch_parse(Batch *batch)
 		poison_at = record;
 		record->reason = event_parse(record->value, record->value_len, &limits, batch->arena,
 									 &record->event, detail);
-		poison_debug_parsed(record);
+		poison_debug_parsed(record->reason, &record->event);
 		poison_at = NULL;
 		if (record->reason == EVENT_NO_MEMORY)
 			ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));

@@ -567,10 +567,16 @@ poison_begin(void)
 #ifdef EVSTREAM_DEBUG_POINTS
 
 static bool
+is_event(EventReason reason, const Event *event, const char *type)
+{
+	return reason == EVENT_OK && event->event_type.len == strlen(type) &&
+		   memcmp(event->event_type.data, type, strlen(type)) == 0;
+}
+
+static bool
 is_of_type(const BatchRecord *record, const char *type)
 {
-	return record->reason == EVENT_OK && record->event.event_type.len == strlen(type) &&
-		   memcmp(record->event.event_type.data, type, strlen(type)) == 0;
+	return is_event(record->reason, &record->event, type);
 }
 
 static void
@@ -580,11 +586,11 @@ crash(void)
 }
 
 void
-poison_debug_parsed(const BatchRecord *record)
+poison_debug_parsed(EventReason reason, const Event *event)
 {
-	if (is_of_type(record, "crash while parsing"))
+	if (is_event(reason, event, "crash while parsing"))
 		crash();
-	while (is_of_type(record, "hang while parsing"))
+	while (is_event(reason, event, "hang while parsing"))
 		pg_compiler_barrier();
 }
 

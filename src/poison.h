@@ -3,7 +3,7 @@
  * poison.h
  *	  Records that crash or hang the consumer: finding one, setting it aside.
  *
- * For the consumer's process only.  What has to outlive a crash of the server
+ * For the consumer's process only, but for the last of it.  What has to outlive a crash of the server
  * is in a small file below pg_stat_tmp, which is mapped into memory.
  *
  *-------------------------------------------------------------------------
@@ -47,15 +47,15 @@ extern void poison_parse(Batch *batch);
 extern const BatchRecord *volatile poison_at;
 
 /*
- * For the tests: records of certain event types crash, hang or hold up the worker.
- * Not compiled into what is installed otherwise.
+ * For the tests: records of certain event types crash, hang or hold up the worker, or
+ * whoever parses them.  Not compiled into what is installed otherwise.
  */
 #ifdef EVSTREAM_DEBUG_POINTS
-extern void poison_debug_parsed(const BatchRecord *record);
+extern void poison_debug_parsed(EventReason reason, const Event *event);
 extern void poison_debug_storing(const Batch *batch);
 #else
-#define poison_debug_parsed(record) ((void) 0)
-#define poison_debug_storing(batch) ((void) 0)
+#define poison_debug_parsed(reason, event) ((void) 0)
+#define poison_debug_storing(batch)        ((void) 0)
 #endif
 
 #endif /* EVSTREAM_POISON_H */

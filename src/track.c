@@ -30,6 +30,7 @@
 #include "event_id.h"
 #include "jsonb_text.h"
 #include "outbox.h"
+#include "poison.h"
 #include "settings.h"
 #include "sql.h"
 
@@ -388,6 +389,7 @@ evstream_check_record(PG_FUNCTION_ARGS)
 
 		reason = event_parse(VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value), &limits, arena, &event,
 							 detail);
+		poison_debug_parsed(reason, &event);
 	}
 	if (reason == EVENT_NO_MEMORY)
 		refuse_event(reason, detail, -1);

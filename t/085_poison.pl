@@ -154,6 +154,25 @@ $node->stop;
 is_deeply([ glob("$data/pg_stat_tmp/evstream*") ], [], 'nothing is left behind');
 $node->start;
 
+# ---- Who tries one again ----
+
+# Who parses it would crash, or not come back. The answer is there before the commit that lets
+# the consumer crash.
+my $ids = sql(q{SELECT string_agg(id::text, ',' ORDER BY id) FROM evstream_dead_letters
+	WHERE convert_from(record_value, 'UTF8')::jsonb ->> 'event_type' IN ('crash while parsing', 'hang while parsing')});
+is(scalar(split(/,/, $ids)), 3, 'two that crash the parser, and one that hangs it');
+my $crashes = crashes();
+is(sql(qq{BEGIN; SELECT bool_and(evstream_dead_letter_retry(id)) FROM unnest('{$ids}'::bigint[]) id; ROLLBACK}), 't', 'are not looked into by who retries them');
+is(crashes(), $crashes, 'whose server goes on');
+paused(qq{SELECT bool_and(evstream_dead_letter_retry(id)) FROM unnest('{$ids}'::bigint[]) id});
+ok(wait_for_sql($node, 'postgres', qq{SELECT count(*), string_agg(DISTINCT reason || ' ' || attempts, ',') FROM evstream_dead_letters WHERE id IN ($ids)}, '3|crashed 2'),
+	'the consumer sets each aside again');
+is(crashes() - $crashes, 4, 'after two crashes of each that crashes');
+sql(qq{UPDATE evstream_dead_letters SET record_value = 'nonsense' WHERE id IN ($ids)});
+is(sql(qq{SELECT bool_and(evstream_dead_letter_retry(id)) FROM unnest('{$ids}'::bigint[]) id}), 't', 'edited, into what is no event');
+ok(wait_for_sql($node, 'postgres', qq{SELECT count(*), string_agg(DISTINCT reason || ' ' || attempts, ',') FROM evstream_dead_letters WHERE id IN ($ids)}, '3|not_json 3'),
+	'the consumer says what it is then');
+
 # ---- With Kafka ----
 
 SKIP:
