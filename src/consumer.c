@@ -42,6 +42,8 @@
 /* Tries of a batch as a whole before it is halved, and of one record alone */
 #define TRIES_WHOLE 2
 #define TRIES_ALONE 3
+/* And before health names one for which there is not enough memory */
+#define TRIES_NAMED 3
 
 ConsumerState consumer;
 
@@ -174,6 +176,27 @@ is_beyond_memory(int sqlerrcode)
 		   strncmp(worker_last_error(), text, strlen(text)) == 0;
 }
 
+/*
+ * A record that is alone and does not fit into memory holds up its partition: it may be the
+ * machine's fault, which passes, or the record's, which an operator has to judge.
+ */
+static void
+name_for_memory(const BatchRecord *record)
+{
+	const char *log = record->part->topic ? record->part->topic : record->part->log_name;
+	char *message =
+		psprintf("there is not enough memory for the record at offset " INT64_FORMAT
+				 " of partition %d of %s, of %zu bytes, which holds up those after it: %s",
+				 record->offset, record->part->partition, log,
+				 record->value == NULL ? 0 : (size_t) record->value_len, worker_last_error());
+
+	/* in place of what worker_run() says, which takes it back when the record is stored */
+	status_problem(COMPONENT_WORKERS, LEVEL_DOWN, "failing", message,
+				   "Give the server more memory, or set evstream.max_event_bytes below the size "
+				   "of the record, which makes a dead letter of it.");
+	pfree(message);
+}
+
 static bool store_range(BatchRecord *records, int nrecords, BatchHeaders headers, WorkerUnit extra,
 						void *extra_arg);
 
@@ -251,7 +274,9 @@ store_range(BatchRecord *records, int nrecords, BatchHeaders headers, WorkerUnit
 		if (sqlerrcode == ERRCODE_EVSTREAM_ZONE)
 			worker_restart("the time zone has changed");
 		tries++;
-		if (!is_fault_of_world(sqlerrcode) && nrecords > 1 && tries >= TRIES_WHOLE)
+		/* half of it may fit into memory, so that there is nothing to wait for */
+		if (nrecords > 1 && (sqlerrcode == ERRCODE_OUT_OF_MEMORY ||
+							 (!is_fault_of_world(sqlerrcode) && tries >= TRIES_WHOLE)))
 		{
 			int half = nrecords / 2;
 
@@ -267,6 +292,8 @@ store_range(BatchRecord *records, int nrecords, BatchHeaders headers, WorkerUnit
 				MemoryContextStrdup(consumer.batch_context, worker_last_error());
 			continue;
 		}
+		if (nrecords == 1 && sqlerrcode == ERRCODE_OUT_OF_MEMORY && tries >= TRIES_NAMED)
+			name_for_memory(&records[0]);
 		worker_backoff();
 	}
 }

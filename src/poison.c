@@ -605,6 +605,8 @@ poison_debug_storing(const Batch *batch)
 			continue;
 		if (is_of_type(record, "crash while storing"))
 			crash();
+		if (is_of_type(record, "no memory while storing") && access("evstream_go", F_OK) != 0)
+			ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 		if (is_of_type(record, "abort while storing"))
 			abort();
 		if (is_of_type(record, "panic while storing") && access("evstream_go", F_OK) != 0)

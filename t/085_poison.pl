@@ -154,6 +154,37 @@ $node->stop;
 is_deeply([ glob("$data/pg_stat_tmp/evstream*") ], [], 'nothing is left behind');
 $node->start;
 
+# ---- One for which there is not enough memory ----
+
+sub workers_health
+{
+	my ($expected, $name) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return ok(wait_for_sql($node, 'postgres', q{SELECT w ->> 'status', w ->> 'why', w ->> 'hint' FROM (SELECT evstream_health() #> '{components,workers}') h (w)},
+		$expected), $name);
+}
+
+unlink("$data/evstream_go");
+track(('view') x 5, 'no memory while storing', ('view') x 5);
+my $place = 'there is not enough memory for the record at offset ' . ($offset + 5) . ' of partition 0 of embedded, of ';
+ok(wait_for_sql($node, 'postgres', qq{SELECT starts_with(evstream_health() #>> '{components,workers,why}', '$place')}, 't'), 'health names a record for which there is not enough memory');
+like(sql('SELECT evstream_health() -> $$components$$ -> $$workers$$'), qr/"why": "[^"]* of \d\d+ bytes, which holds up those after it: out of memory", "hint": "[^"]*evstream\.max_event_bytes|evstream\.max_event_bytes.*which holds up/, 'and what to do');
+is(sql('SELECT sum(event_count) FROM evstream_daily_totals'), $counted + 5, 'those before it are counted');
+append_to_file("$data/evstream_go", '');
+settled(11, 0, 6, 'there is enough: it is, too, and those after it');
+workers_health('ok||', 'and health is well');
+unlink("$data/evstream_go");
+paused(q{SELECT evstream_track('u', 'no memory while storing', jsonb_build_object('pad', repeat('x', 5000))), evstream_track('u', 'view')});
+ok(wait_for_sql($node, 'postgres', q{SELECT evstream_health() #>> '{components,workers,why}' ~ '^there is not enough memory for'}, 't'), 'once more');
+sql('ALTER SYSTEM SET evstream.max_event_bytes = 4000');
+$node->reload;
+settled(1, 1, 7, 'a lower evstream.max_event_bytes makes a dead letter of it');
+is(sql('SELECT reason FROM evstream_dead_letters ORDER BY id DESC LIMIT 1'), 'too_large', 'as what is too large');
+workers_health('ok||', 'and health is well');
+sql('ALTER SYSTEM RESET evstream.max_event_bytes');
+$node->reload;
+append_to_file("$data/evstream_go", '');
+
 # ---- Who tries one again ----
 
 # Who parses it would crash, or not come back. The answer is there before the commit that lets
