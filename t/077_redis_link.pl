@@ -176,7 +176,7 @@ ok(wait_for_sql($node, 'postgres', q{SELECT count(*) FROM evstream_workers WHERE
 # Maintenance merges all but the newest 100 as soon as its worker starts.
 sub merge
 {
-	sql(q{SELECT pg_terminate_backend(pid) FROM evstream_workers WHERE role = 'maintenance'});
+	sql('SELECT evstream_restart()');
 	return;
 }
 
