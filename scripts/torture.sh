@@ -23,6 +23,8 @@ PGXS_DIR=$(dirname "$(dirname "$($PG_CONFIG --pgxs)")")	# …/pgxs/src
 
 TMP=$(mktemp -d "${TMPDIR:-/tmp}/evstream-torture.XXXXXX")
 chmod 755 "$TMP"
+mkdir -m 1777 "$TMP/tmp"
+export TMPDIR=$TMP/tmp
 disk=
 cleanup()
 {
