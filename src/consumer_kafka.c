@@ -34,6 +34,8 @@
 /* While a topic is not there */
 #define UPKEEP_MISSING_US (INT64CONST(1) * USECS_PER_SEC)
 #define BEGIN_MS          300
+/* Pauses, seeks and retries, while there are records; a batch looks for a pause by itself */
+#define WISHES_US         (INT64CONST(20) * 1000)
 
 /* ---- records ---- */
 
@@ -277,8 +279,10 @@ void
 consumer_kafka_loop(void)
 {
 	BatchRecord *records;
-	ConsumerWishes wish;
+	ConsumerWishes wish = {0};
 	int64 seek_id = 0;
+	int64 wishes_due = 0;
+	bool doubt = false; /* a wake-up may have been for a wish */
 
 	source.context = AllocSetContextCreate(consumer.long_context, "evstream Kafka source",
 										   ALLOCSET_DEFAULT_SIZES);
@@ -319,10 +323,16 @@ consumer_kafka_loop(void)
 			(void) worker_wait(kafka_fd(source.client), IDLE_MS);
 			continue;
 		}
-		if (!worker_run("looking whether consumption is paused", wish_unit, &wish, NULL))
+		if (now >= wishes_due &&
+			!worker_run("looking whether consumption is paused", wish_unit, &wish, NULL))
 		{
 			worker_backoff();
 			continue;
+		}
+		if (now >= wishes_due)
+		{
+			wishes_due = now + WISHES_US;
+			doubt = false;
 		}
 		if (wish.seek_id != seek_id)
 		{
@@ -334,11 +344,13 @@ consumer_kafka_loop(void)
 		{
 			status_state("paused");
 			(void) worker_wait(-1, IDLE_MS);
+			wishes_due = 0;
 			continue;
 		}
 
 		if (wish.retries)
 			(void) consumer_retries();
+		wish.retries = false;
 		source.nfetched = kafka_consume(source.client, source.fetched, setting_batch_size);
 		for (int i = 0; i < source.nfetched; i++)
 			if (take_record(&source.fetched[i], &records[n]))
@@ -364,6 +376,10 @@ consumer_kafka_loop(void)
 			worker_restart("Kafka client failed");
 		else
 			source_away("fetching", kafka_health(source.client));
-		(void) worker_wait(kafka_fd(source.client), IDLE_MS);
+		/* a commit, or time; of both at once we hear of the records */
+		if (!worker_wait(kafka_fd(source.client), doubt ? WISHES_US / 1000 : IDLE_MS))
+			wishes_due = 0;
+		else
+			doubt = true;
 	}
 }
