@@ -219,6 +219,25 @@ judge(const char *mark)
 }
 
 /*
+ * Kafka forgets the offsets of a topic that is deleted.  If one is there again,
+ * a client may go on as if it were the same, or, as that of librdkafka 2.8 where
+ * the old one has had other leaders, never fetch again.  A new client compares
+ * records at its start.
+ */
+static void
+look_for_mirror(const KafkaAssignment *found)
+{
+	for (int i = 0; i < source.nparts; i++)
+	{
+		bool known = found[i].committed >= 0;
+
+		if (source.parts[i]->mirrored && !known)
+			worker_restart("Kafka has forgotten the offsets of the group");
+		source.parts[i]->mirrored = known;
+	}
+}
+
+/*
  * Reads the marks of the partitions and writes ours where it is missing.
  * False: somebody else owns the group, or Kafka does not answer; then we have
  * waited a bit.
@@ -271,12 +290,20 @@ source_check_owner(bool claim)
 	source.foreign = false;
 	source_problem(PROBLEM_FOREIGN_MARK, NULL);
 
+	look_for_mirror(found);
+
 	for (int i = 0; i < source.nparts; i++)
 	{
 		found[i].committed = source.parts[i]->log.position;
 		strlcpy(found[i].mark, source.owner.mark, KAFKA_MARK_SIZE);
 	}
 	status = kafka_commit(source.client, found, source.nparts, claim ? ASK_MS : 0);
+	if (claim && status == KAFKA_OK)
+	{
+		status = kafka_committed(source.client, found, source.nparts, ASK_MS);
+		if (status == KAFKA_OK)
+			look_for_mirror(found);
+	}
 	pfree(found);
 	if (claim && status != KAFKA_OK)
 	{

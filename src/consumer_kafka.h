@@ -30,6 +30,7 @@ typedef struct KafkaPart
 	bool verify;      /* the record at last_offset is to be compared */
 	bool unsure;      /* there is no such record: others tell */
 	bool lost;        /* position out of range: look again */
+	bool mirrored;    /* the group had an offset of it */
 	int64 end;        /* end offset as last known */
 	int64 last_timestamp_us;
 } KafkaPart;
@@ -92,7 +93,8 @@ extern void source_close_fetched(void);
 /*
  * Reads the marks of the partitions and writes ours where it is missing, with
  * our positions; claim = wait until they are written.  False: somebody else owns
- * the group, and it has waited a bit, or Kafka does not answer.
+ * the group, and it has waited a bit, or Kafka does not answer.  Restarts the
+ * worker where offsets of the group have gone, as they do with their topic.
  */
 extern bool source_check_owner(bool claim);
 
