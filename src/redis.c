@@ -203,6 +203,8 @@ scrub(RedisClient *client)
 	while (client->password != NULL && client->password[0] != '\0' &&
 		   (found = strstr(client->error, client->password)) != NULL)
 		*found = '\0';
+	if (client->error[0] == '\0')
+		strcpy(client->error, "an error that repeats the password");
 }
 
 static RedisStatus
