@@ -23,10 +23,12 @@
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "nodes/params.h"
 #include "pgstat.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "storage/procarray.h"
+#include "tcop/dest.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -44,11 +46,13 @@
 #include "sql.h"
 #include "status.h"
 
-/* Rows that a cursor gives at first, before their size is known */
-#define FIRST_FETCH 64
-#define MOST_FETCH  2000
+/* Room for so many rows is made at first, and for so many bytes of texts at a time */
+#define FIRST_ROWS  16
+#define FIRST_TEXTS 4096
+#define MOST_TEXTS  (64 * 1024)
 
-#define OUTBOX_COLUMNS "xid, id, event_id, tracked_at, user_id, value, traceparent"
+#define OUTBOX_COLUMNS  "xid, id, event_id, tracked_at, user_id, value, traceparent"
+#define OUTBOX_NOT_NULL 6
 
 /*
  * The condition stands outside.  With one in each branch the planner does not
@@ -119,12 +123,16 @@ kept_column(int row, int number, MemoryContext context)
 
 typedef struct ReadState
 {
+	DestReceiver receiver; /* first, as it is what the executor is given */
 	OutboxBatch *batch;
 	MemoryContext context;
 	int max;
 	int allocated;
 	Size bytes;
 	Size max_bytes;
+	char *text; /* where the next text goes */
+	Size left;  /* bytes behind it */
+	Size chunk; /* bytes that come next */
 } ReadState;
 
 static bool
@@ -133,30 +141,56 @@ read_is_full(ReadState *state)
 	return state->batch->nrows >= state->max || state->bytes >= state->max_bytes;
 }
 
+/*
+ * Texts stand close together: one allocation for each would take half as much
+ * again, and what waits in memory is bounded.
+ */
 static char *
-copy_text(Datum value, MemoryContext context, int *len)
+copy_text(ReadState *state, Datum value, int *len)
 {
 	text *source = DatumGetTextPP(value);
+	Size size = VARSIZE_ANY_EXHDR(source) + 1;
 	char *result;
 
-	*len = VARSIZE_ANY_EXHDR(source);
-	result = MemoryContextAlloc(context, *len + 1);
+	if (size > state->chunk / 4)
+		result = MemoryContextAlloc(state->context, size);
+	else
+	{
+		if (size > state->left)
+		{
+			state->text = MemoryContextAlloc(state->context, state->chunk);
+			state->left = state->chunk;
+			state->chunk = Min(MOST_TEXTS, 2 * state->chunk);
+		}
+		result = state->text;
+		state->text += size;
+		state->left -= size;
+	}
+	*len = (int) size - 1;
 	memcpy(result, VARDATA_ANY(source), *len);
 	result[*len] = '\0';
+	if ((Pointer) source != DatumGetPointer(value))
+		pfree(source);
 	return result;
 }
 
-static void
-take_row(ReadState *state, int n)
+/* Takes a row from the executor; false: no more. */
+static bool
+take_row(TupleTableSlot *slot, DestReceiver *self)
 {
+	ReadState *state = (ReadState *) self;
 	OutboxBatch *batch = state->batch;
+	const Datum *values;
 	OutboxRow *row;
-	Datum trace;
-	bool isnull;
 
+	slot_getallattrs(slot);
+	values = slot->tts_values;
+	for (int i = 0; i < OUTBOX_NOT_NULL; i++)
+		if (slot->tts_isnull[i])
+			elog(ERROR, "unexpected null in column %d", i + 1);
 	if (batch->nrows == state->allocated)
 	{
-		state->allocated = state->allocated == 0 ? 256 : state->allocated * 2;
+		state->allocated = Min(state->max, Max(FIRST_ROWS, state->allocated * 2));
 		if (batch->rows == NULL)
 			batch->rows =
 				MemoryContextAllocHuge(state->context, state->allocated * sizeof(OutboxRow));
@@ -164,46 +198,73 @@ take_row(ReadState *state, int n)
 			batch->rows = repalloc_huge(batch->rows, state->allocated * sizeof(OutboxRow));
 	}
 	row = &batch->rows[batch->nrows++];
-	row->xid = U64FromFullTransactionId(DatumGetFullTransactionId(sql_column(n, 1, NULL)));
-	row->id = DatumGetInt64(sql_column(n, 2, NULL));
-	row->event_id = *DatumGetUUIDP(sql_column(n, 3, NULL));
-	row->tracked_at = DatumGetTimestampTz(sql_column(n, 4, NULL));
-	row->user_id = copy_text(sql_column(n, 5, NULL), state->context, &row->user_id_len);
-	row->value = copy_text(sql_column(n, 6, NULL), state->context, &row->value_len);
-	trace = sql_column(n, 7, &isnull);
-	row->traceparent = isnull ? NULL : copy_text(trace, state->context, &row->traceparent_len);
+	row->xid = U64FromFullTransactionId(DatumGetFullTransactionId(values[0]));
+	row->id = DatumGetInt64(values[1]);
+	row->event_id = *DatumGetUUIDP(values[2]);
+	row->tracked_at = DatumGetTimestampTz(values[3]);
+	row->user_id = copy_text(state, values[4], &row->user_id_len);
+	row->value = copy_text(state, values[5], &row->value_len);
+	row->traceparent =
+		slot->tts_isnull[6] ? NULL : copy_text(state, values[6], &row->traceparent_len);
 	state->bytes += row->value_len + row->user_id_len + sizeof(OutboxRow);
+	return !read_is_full(state);
 }
 
-/* Reads by a cursor until its end or until the batch is full. */
+static void
+begin_rows(DestReceiver *self, int operation, TupleDesc desc)
+{
+}
+
+static void
+end_rows(DestReceiver *self)
+{
+}
+
+static void
+read_init(ReadState *state, OutboxBatch *batch, int max, Size max_bytes, MemoryContext context)
+{
+	memset(state, 0, sizeof(*state));
+	state->receiver.receiveSlot = take_row;
+	state->receiver.rStartup = begin_rows;
+	state->receiver.rShutdown = end_rows;
+	state->receiver.rDestroy = end_rows;
+	/* any but DestNone, for which nothing would be read */
+	state->receiver.mydest = DestTuplestore;
+	state->batch = batch;
+	state->context = context;
+	state->max = max;
+	state->max_bytes = max_bytes;
+	state->chunk = FIRST_TEXTS;
+}
+
+/* Reads until the query's end or until the batch is full. */
 static void
 read_query(ReadState *state, const char *sql, int nargs, Oid *types, Datum *values)
 {
-	Portal portal;
-	SPIPlanPtr plan = sql_plan(sql, nargs, types);
-	long fetch = FIRST_FETCH;
+	SPIExecuteOptions options = {0};
 	int level;
+	int rc;
+
+	options.params = makeParamList(nargs);
+	for (int i = 0; i < nargs; i++)
+	{
+		ParamExternData *param = &options.params->params[i];
+
+		param->value = values[i];
+		param->isnull = false;
+		param->pflags = PARAM_FLAG_CONST;
+		param->ptype = types[i];
+	}
+	options.read_only = outbox_use_active_snapshot;
+	options.dest = &state->receiver;
 
 	/* a plan that sorts would read all that is waiting for each batch */
 	level = sql_by_index();
-	portal = SPI_cursor_open(NULL, plan, values, NULL, outbox_use_active_snapshot);
+	rc = SPI_execute_plan_extended(sql_plan(sql, nargs, types), &options);
 	AtEOXact_GUC(true, level);
-
-	while (!read_is_full(state))
-	{
-		Size average;
-
-		SPI_cursor_fetch(portal, true, Min(fetch, state->max - state->batch->nrows));
-		if (SPI_processed == 0)
-			break;
-		for (uint64 i = 0; i < SPI_processed; i++)
-			take_row(state, (int) i);
-		SPI_freetuptable(SPI_tuptable);
-		average = state->bytes / state->batch->nrows + 1;
-		fetch = Min(MOST_FETCH,
-					Max(1, (state->max_bytes - Min(state->bytes, state->max_bytes)) / average));
-	}
-	SPI_cursor_close(portal);
+	if (rc != SPI_OK_SELECT)
+		elog(ERROR, "unexpected result %s of \"%s\"", SPI_result_code_string(rc), sql);
+	pfree(options.params);
 }
 
 /*
@@ -357,14 +418,11 @@ outbox_read(const OutboxPosition *position, int max, Size max_bytes, MemoryConte
 			OutboxBatch *batch, bool *made_tick)
 {
 	OutboxPosition at = *position;
-	ReadState state = {0};
+	ReadState state;
 
 	memset(batch, 0, sizeof(*batch));
 	*made_tick = false;
-	state.batch = batch;
-	state.context = context;
-	state.max = max;
-	state.max_bytes = max_bytes;
+	read_init(&state, batch, max, max_bytes, context);
 
 	for (;;)
 	{
@@ -423,7 +481,7 @@ static bool
 first_waiting(const OutboxPosition *position, Datum snapshot, TimestampTz *tracked_at)
 {
 	OutboxBatch batch = {0};
-	ReadState state = {0};
+	ReadState state;
 	OutboxPosition at = *position;
 	Datum previous;
 	MemoryContext here = CurrentMemoryContext;
@@ -445,10 +503,7 @@ first_waiting(const OutboxPosition *position, Datum snapshot, TimestampTz *track
 		outbox_execute(OTHERS_SNAPSHOT, 0, NULL, NULL, SPI_OK_SELECT);
 		snapshot = kept_column(0, 1, here);
 	}
-	state.batch = &batch;
-	state.context = here;
-	state.max = 1;
-	state.max_bytes = 1;
+	read_init(&state, &batch, 1, 1, here);
 
 	/* first what is left of the tick that is being read, then what is behind it */
 	if (at.xid != 0)
