@@ -5,6 +5,7 @@
  *
  *-------------------------------------------------------------------------
  */
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -306,7 +307,11 @@ kafka_deliveries(KafkaClient *client, KafkaDelivery *out, int max)
 
 	while (n < max && client->delivery_count > 0)
 	{
-		out[n++] = client->deliveries[client->delivery_first];
+		const KafkaDelivery *delivery = &client->deliveries[client->delivery_first];
+
+		/* most have no text */
+		memcpy(&out[n++], delivery,
+			   delivery->error[0] != '\0' ? sizeof(*delivery) : offsetof(KafkaDelivery, error) + 1);
 		client->delivery_first = (client->delivery_first + 1) & (client->delivery_size - 1);
 		client->delivery_count--;
 	}

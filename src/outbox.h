@@ -103,9 +103,11 @@ extern void outbox_relay_advance(const OutboxPosition *position, int32 log_id, c
 								 int nparts);
 
 /* The uuid and so on that relayed records carry in the header "evstream-origin":
- * "<uuid>/<tick>/<xid>/<id>"; tick is that of the row (position.tick + 1). */
+ * "<uuid>/<tick>/<xid>/<id>"; tick is that of the row (position.tick + 1).  Written to buf, of
+ * OUTBOX_ORIGIN_SIZE bytes; returns its length. */
+#define OUTBOX_ORIGIN_SIZE 128
 extern pg_uuid_t outbox_origin(void);
-extern char *outbox_origin_text(const pg_uuid_t *origin, int64 tick, uint64 xid, int64 id);
+extern int outbox_origin_text(const pg_uuid_t *origin, int64 tick, uint64 xid, int64 id, char *buf);
 
 /* A record with this origin header was read locally (while Kafka was off), and is to be passed over? */
 extern bool outbox_was_read_locally(const char *origin, Size len);

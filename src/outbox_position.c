@@ -255,7 +255,7 @@ outbox_relay_advance(const OutboxPosition *position, int32 log_id, const int64 *
 	values[4] = PointerGetDatum(
 		construct_array(elements, nparts, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	/* a relay that has just started does not know what was delivered before */
-	outbox_execute(
+	outbox_execute_kept(
 		"INSERT INTO evstream.relay_log (tick, xid, id, log_id, next_offsets)"
 		" SELECT $1, $2, $3, $4, COALESCE(pg_catalog.array_agg(GREATEST(x.now, x.before, 0) ORDER BY x.n), '{}')"
 		" FROM ROWS FROM (pg_catalog.unnest($5), pg_catalog.unnest("
@@ -274,13 +274,19 @@ outbox_origin(void)
 	return *DatumGetUUIDP(sql_column(0, 1, NULL));
 }
 
-char *
-outbox_origin_text(const pg_uuid_t *origin, int64 tick, uint64 xid, int64 id)
+int
+outbox_origin_text(const pg_uuid_t *origin, int64 tick, uint64 xid, int64 id, char *buf)
 {
-	char uuid[37];
+	char *end = buf + 36;
 
-	event_format_uuid(origin->data, uuid);
-	return psprintf("%s/" INT64_FORMAT "/" UINT64_FORMAT "/" INT64_FORMAT, uuid, tick, xid, id);
+	event_format_uuid(origin->data, buf);
+	*end++ = '/';
+	end += pg_lltoa(tick, end);
+	*end++ = '/';
+	end += pg_ulltoa_n(xid, end);
+	*end++ = '/';
+	end += pg_lltoa(id, end);
+	return (int) (end - buf);
 }
 
 void

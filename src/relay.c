@@ -367,24 +367,32 @@ refuse(uint64 number, const char *error)
 	relay.states[number % FLIGHT_ROWS] = FLIGHT_REFUSED;
 }
 
+/* What headers are written to */
+typedef struct HeaderTexts
+{
+	char event_id[37];
+	char origin[OUTBOX_ORIGIN_SIZE];
+	char time[24];
+} HeaderTexts;
+
 /*
- * Headers of a row's record, at most four; texts in the current context and
- * the row, event_id in buf.  time_ms is one of them, where it is not -1.
+ * Headers of a row's record, at most four; their texts in *texts and the row.
+ * time_ms is one of them, where it is not -1.
  */
 static int
-row_headers(const ReadBatch *batch, const OutboxRow *row, int64 time_ms, char *buf,
+row_headers(const ReadBatch *batch, const OutboxRow *row, int64 time_ms, HeaderTexts *texts,
 			KafkaHeader *headers)
 {
-	char *origin = outbox_origin_text(&relay.origin, batch->tick, row->xid, row->id);
 	int n = 0;
 
-	event_format_uuid(row->event_id.data, buf);
+	event_format_uuid(row->event_id.data, texts->event_id);
 	headers[n].name = "event_id";
-	headers[n].value = buf;
-	headers[n++].len = strlen(buf);
+	headers[n].value = texts->event_id;
+	headers[n++].len = sizeof(texts->event_id) - 1;
 	headers[n].name = "evstream-origin";
-	headers[n].value = origin;
-	headers[n++].len = strlen(origin);
+	headers[n].value = texts->origin;
+	headers[n++].len =
+		outbox_origin_text(&relay.origin, batch->tick, row->xid, row->id, texts->origin);
 	if (row->traceparent != NULL)
 	{
 		headers[n].name = "traceparent";
@@ -394,9 +402,8 @@ row_headers(const ReadBatch *batch, const OutboxRow *row, int64 time_ms, char *b
 	if (time_ms >= 0)
 	{
 		headers[n].name = "evstream-time";
-		headers[n].value = psprintf(INT64_FORMAT, time_ms);
-		headers[n].len = strlen(headers[n].value);
-		n++;
+		headers[n].value = texts->time;
+		headers[n++].len = pg_lltoa(time_ms, texts->time);
 	}
 	return n;
 }
@@ -405,8 +412,6 @@ row_headers(const ReadBatch *batch, const OutboxRow *row, int64 time_ms, char *b
 static void
 produce(void)
 {
-	MemoryContext old = MemoryContextSwitchTo(relay.produce_context);
-
 	if (relay.produced == relay.delivered)
 		relay.progress_at = clock_us();
 	while (relay.producing != NULL && !relay.broken)
@@ -414,14 +419,14 @@ produce(void)
 		ReadBatch *batch = relay.producing;
 		OutboxRow *row = &batch->outbox.rows[relay.produced - batch->first];
 		KafkaHeader headers[4];
-		char event_id[37];
+		HeaderTexts texts;
 		KafkaStatus status;
 		bool bare = timeless();
 		int64 time_ms = row->tracked_at / 1000 +
 						(int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY * 1000;
 		int n;
 
-		n = row_headers(batch, row, bare ? time_ms : -1, event_id, headers);
+		n = row_headers(batch, row, bare ? time_ms : -1, &texts, headers);
 		status =
 			kafka_produce(relay.client, relay.topic, row->user_id, row->user_id_len, row->value,
 						  row->value_len, bare ? -1 : time_ms, headers, n, relay.produced);
@@ -435,16 +440,11 @@ produce(void)
 			break;
 		relay.produced++;
 		if (relay.produced == batch->first + batch->outbox.nrows)
-		{
 			relay.producing = batch->next;
-			MemoryContextReset(relay.produce_context);
-		}
 		/* A long batch must not keep delivery reports waiting. */
 		if (relay.produced % 1000 == 0)
 			relay_client_poll();
 	}
-	MemoryContextReset(relay.produce_context);
-	MemoryContextSwitchTo(old);
 }
 
 static void
@@ -534,7 +534,7 @@ write_dead_letter(const Refusal *refusal)
 	Oid types[6] = {TEXTOID, INT4OID, BYTEAOID, BYTEAOID, TIMESTAMPTZOID, TEXTOID};
 	Datum values[6];
 	KafkaHeader headers[3];
-	char event_id[37];
+	HeaderTexts texts;
 	ReadBatch *batch = relay.first;
 	OutboxRow *row;
 	int n;
@@ -542,7 +542,7 @@ write_dead_letter(const Refusal *refusal)
 	while (refusal->number >= batch->first + batch->outbox.nrows)
 		batch = batch->next;
 	row = &batch->outbox.rows[refusal->number - batch->first];
-	n = row_headers(batch, row, -1, event_id, headers);
+	n = row_headers(batch, row, -1, &texts, headers);
 	values[0] = CStringGetTextDatum(refusal->error);
 	values[1] = Int32GetDatum(relay.log_id);
 	/* text and bytea are the same inside */
@@ -686,8 +686,8 @@ evstream_relay_main(Datum main_arg)
 
 	worker_begin(main_arg, ROLE_RELAY);
 	relay_client_init();
-	relay.produce_context =
-		AllocSetContextCreate(TopMemoryContext, "evstream relay records", ALLOCSET_DEFAULT_SIZES);
+	relay.client_context =
+		AllocSetContextCreate(TopMemoryContext, "evstream relay client", ALLOCSET_DEFAULT_SIZES);
 	relay.retry_ms = RETRY_FIRST_MS;
 	relay.topic = MemoryContextStrdup(TopMemoryContext, setting_kafka_topic);
 

@@ -90,7 +90,7 @@ typedef struct Relay
 	bool broken;      /* begin again from the recorded position */
 	bool failing;     /* records failed, and none was delivered since */
 	bool topic_moved; /* it is another log now */
-	MemoryContext produce_context;
+	MemoryContext client_context;
 } Relay;
 
 extern Relay relay;

@@ -176,8 +176,8 @@ open_producer(void)
 		char error[KAFKA_ERROR_SIZE] = "";
 		const char *warning;
 
-		MemoryContextReset(relay.produce_context);
-		MemoryContextSwitchTo(relay.produce_context);
+		MemoryContextReset(relay.client_context);
+		MemoryContextSwitchTo(relay.client_context);
 		setting_kafka_conf(&conf, "evstream-relay");
 		conf.single_records = relay.single;
 		MemoryContextSwitchTo(TopMemoryContext);
