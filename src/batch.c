@@ -282,13 +282,14 @@ batch_is_restored(void)
 	return DatumGetBool(sql_column(0, 1, NULL));
 }
 
+#define NOT_PAUSED                                                                                 \
+	"EXISTS (SELECT FROM evstream.state WHERE NOT paused)"                                         \
+	" AND NOT EXISTS (SELECT FROM evstream.restored)"
+
 bool
 batch_is_paused(void)
 {
-	sql_execute_kept(
-		"SELECT EXISTS (SELECT FROM evstream.state WHERE paused) OR NOT EXISTS (SELECT FROM evstream.state)"
-		" OR EXISTS (SELECT FROM evstream.restored)",
-		0, NULL, NULL, NULL, false, SPI_OK_SELECT);
+	sql_execute_kept("SELECT NOT (" NOT_PAUSED ")", 0, NULL, NULL, NULL, false, SPI_OK_SELECT);
 	return DatumGetBool(sql_column(0, 1, NULL));
 }
 
@@ -440,16 +441,18 @@ moved(const LogPartition *part)
 /*
  * Position and fence.  The row of the partition is locked against a change of
  * generation.  Two owners at the same position meet in the unique key; one
- * whose position is older is told by the rows that are ahead of it.
+ * whose position is older is told by the rows that are ahead of it.  False if
+ * nothing was done, as consumption is paused, which the first of a batch asks.
+ * Tells also whether today is among the days on which events were received.
  */
-static void
-log_batch(const BatchPart *bp)
+static bool
+log_batch(const BatchPart *bp, bool is_first, bool *day_known)
 {
 	const LogPartition *part = bp->part;
-	Oid types[12] = {INT4OID, INT4OID, INT4OID,        INT8OID, INT8OID, INT8OID,
-					 INT8OID, INT8OID, TIMESTAMPTZOID, INT8OID, XID8OID, INT8OID};
-	Datum values[12];
-	char nulls[12];
+	Oid types[13] = {INT4OID, INT4OID,        INT4OID, INT8OID, INT8OID, INT8OID, INT8OID,
+					 INT8OID, TIMESTAMPTZOID, INT8OID, XID8OID, INT8OID, BOOLOID};
+	Datum values[13];
+	char nulls[13];
 	bool isnull;
 	int64 before;
 
@@ -466,28 +469,43 @@ log_batch(const BatchPart *bp)
 	values[9] = Int64GetDatum(bp->last->outbox_after.tick);
 	values[10] = FullTransactionIdGetDatum(FullTransactionIdFromU64(bp->last->outbox_after.xid));
 	values[11] = Int64GetDatum(bp->last->outbox_after.id);
+	values[12] = BoolGetDatum(!is_first);
 	if (part->log_id != LOG_EMBEDDED)
 		nulls[9] = nulls[10] = nulls[11] = 'n';
 
-	if (sql_execute_kept(
+	/* again, if it was paused just now, and is not any more */
+	for (
+		int i = 0;
+		sql_execute_kept(
 			"WITH p AS MATERIALIZED (SELECT generation FROM evstream.partitions"
 			"   WHERE log_id = $1 AND log_partition = $2 FOR SHARE)"
 			" INSERT INTO evstream.batch_log (log_id, log_partition, generation, from_offset, to_offset,"
 			"   last_offset, last_timestamp, last_crc, last_received_at, tick, xid, id)"
-			" SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 FROM p WHERE p.generation = $3",
-			12, types, values, nulls, false, SPI_OK_INSERT) != 1)
-		moved(part);
+			" SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 FROM p"
+			" WHERE p.generation = $3 AND ($13 OR " NOT_PAUSED ")",
+			13, types, values, nulls, false, SPI_OK_INSERT) != 1;
+		i++)
+	{
+		if (is_first && batch_is_paused())
+			return false;
+		if (!is_first || i > 0)
+			moved(part);
+	}
 
 	/* with a new snapshot: the insert may have waited for another owner */
 	sql_execute_kept(
 		"SELECT (SELECT b.to_offset FROM evstream.batch_log b WHERE b.log_id = $1 AND b.log_partition = $2"
 		"   AND b.generation = $3 AND b.from_offset < $4 ORDER BY b.from_offset DESC LIMIT 1),"
 		" EXISTS (SELECT FROM evstream.batch_log b WHERE b.log_id = $1 AND b.log_partition = $2"
-		"   AND b.generation = $3 AND b.from_offset > $4)",
+		"   AND b.generation = $3 AND b.from_offset > $4),"
+		" COALESCE((SELECT pg_catalog.max(day) FROM evstream.received_days) = " DEDUPE_RECEIVED_DAY
+		", false)",
 		4, types, values, NULL, false, SPI_OK_SELECT);
 	before = DatumGetInt64(sql_column(0, 1, &isnull));
 	if ((!isnull && before != part->position) || DatumGetBool(sql_column(0, 2, NULL)))
 		moved(part);
+	*day_known = DatumGetBool(sql_column(0, 3, NULL));
+	return true;
 }
 
 typedef struct Candidate
@@ -604,26 +622,29 @@ check_zone(void)
 								  setting_time_zone)));
 }
 
-void
+bool
 batch_store(Batch *batch)
 {
 	int nparts;
 	BatchPart *parts = collect_parts(batch, &nparts);
 	bool any_new = false;
+	bool day_known = false;
 
 	batch->nstored = batch->nduplicates = batch->ndead = batch->ntombstones = 0;
 	for (int i = 0; i < nparts; i++)
-		log_batch(&parts[i]);
+		if (!log_batch(&parts[i], i == 0, &day_known))
+			return false;
 	if (batch->nrecords == 0)
-		return;
+		return true;
 
 	/*
 	 * Each of the next steps takes its row locks in one order, and all take the
 	 * steps in the same order, so that consumers do not deadlock.
 	 */
-	sql_execute_kept("INSERT INTO evstream.received_days (day) VALUES (" DEDUPE_RECEIVED_DAY
-					 ") ON CONFLICT DO NOTHING",
-					 0, NULL, NULL, NULL, false, SPI_OK_INSERT);
+	if (!day_known)
+		sql_execute_kept("INSERT INTO evstream.received_days (day) VALUES (" DEDUPE_RECEIVED_DAY
+						 ") ON CONFLICT DO NOTHING",
+						 0, NULL, NULL, NULL, false, SPI_OK_INSERT);
 	mark_duplicates(batch);
 	for (int i = 0; i < batch->nrecords; i++)
 	{
@@ -653,6 +674,7 @@ batch_store(Batch *batch)
 		daily_add(batch);
 		check_zone();
 	}
+	return true;
 }
 
 void

@@ -159,9 +159,10 @@ extern void batch_parse(Batch *batch);
 /*
  * Stores the batch in the present transaction: batch log (position and fence),
  * ids, events, stats, dead letters.  The LogPartitions are not changed; after
- * the commit the caller calls batch_stored().
+ * the commit the caller calls batch_stored().  False if consumption is paused:
+ * then nothing was done.
  */
-extern void batch_store(Batch *batch);
+extern bool batch_store(Batch *batch);
 extern void batch_stored(Batch *batch);
 
 /*

@@ -65,9 +65,6 @@ store_unit(void *arg)
 	StoreUnit *unit = arg;
 	MemoryContext old;
 
-	unit->paused = batch_is_paused();
-	if (unit->paused)
-		return;
 	/* its neighbour may crash the server at once, and what is not flushed is not set aside */
 	if (unit->batch.records[0].condemned == EVENT_CRASHED)
 		(void) set_config_option("synchronous_commit", "local", PGC_USERSET, PGC_S_SESSION,
@@ -76,8 +73,8 @@ store_unit(void *arg)
 	event_arena_reset(consumer.arena);
 	poison_parse(&unit->batch);
 	MemoryContextSwitchTo(old);
-	batch_store(&unit->batch);
-	if (unit->extra)
+	unit->paused = !batch_store(&unit->batch);
+	if (!unit->paused && unit->extra)
 		unit->extra(unit->extra_arg);
 }
 
@@ -85,6 +82,26 @@ static void
 paused_unit(void *arg)
 {
 	*(bool *) arg = batch_is_paused();
+}
+
+/* Waits while consumption is paused. */
+static void
+wait_while_paused(void)
+{
+	for (;;)
+	{
+		bool paused = false;
+
+		if (!worker_run("looking whether consumption is paused", paused_unit, &paused, NULL))
+			worker_backoff();
+		else if (!paused)
+			return;
+		else
+		{
+			status_state("paused");
+			(void) worker_wait(-1, PAUSED_MS);
+		}
+	}
 }
 
 static void
@@ -253,8 +270,7 @@ store_range(BatchRecord *records, int nrecords, BatchHeaders headers, WorkerUnit
 		{
 			if (unit.paused)
 			{
-				status_state("paused");
-				(void) worker_wait(-1, PAUSED_MS);
+				wait_while_paused();
 				continue;
 			}
 			batch_stored(&unit.batch);
@@ -302,26 +318,6 @@ bool
 consumer_store(BatchRecord *records, int nrecords, BatchHeaders headers)
 {
 	return store_pieces(records, nrecords, headers, NULL, NULL);
-}
-
-/* Waits while consumption is paused. */
-static void
-wait_while_paused(void)
-{
-	for (;;)
-	{
-		bool paused = false;
-
-		if (!worker_run("looking whether consumption is paused", paused_unit, &paused, NULL))
-			worker_backoff();
-		else if (!paused)
-			return;
-		else
-		{
-			status_state("paused");
-			(void) worker_wait(-1, PAUSED_MS);
-		}
-	}
 }
 
 /* ---- retried dead letters ---- */

@@ -100,19 +100,45 @@ open_segment(void)
 	return DatumGetInt32(sql_column(0, 1, NULL));
 }
 
+/* The open segment, or 0, and those that are closed, palloc'd. */
+static int32
+read_segments(int32 **closed, int *nclosed)
+{
+	int32 open = 0;
+	uint64 n = sql_execute_kept(
+		"SELECT segment_id, closed_at IS NOT NULL FROM evstream.id_segments ORDER BY segment_id", 0,
+		NULL, NULL, NULL, false, SPI_OK_SELECT);
+
+	*closed = palloc(Max(1, n) * sizeof(int32));
+	*nclosed = 0;
+	for (uint64 i = 0; i < n; i++)
+	{
+		int32 segment_id = DatumGetInt32(sql_column(i, 1, NULL));
+
+		if (DatumGetBool(sql_column(i, 2, NULL)))
+			(*closed)[(*nclosed)++] = segment_id;
+		else
+			open = segment_id;
+	}
+	return open;
+}
+
 /*
  * Locks the segment that is written to, until the end of the transaction: as
  * long as somebody holds this lock it is not closed, so that no id can get into
- * two segments.
+ * two segments.  It is likely the one of before.
  */
 static int32
-lock_open_segment(void)
+lock_open_segment(int32 likely, int32 **closed, int *nclosed)
 {
-	for (;;)
+	int32 segment_id = likely;
+
+	for (;; segment_id = 0)
 	{
-		int32 segment_id = open_segment();
 		Oid relid;
 
+		if (segment_id == 0)
+			segment_id = open_segment();
 		if (segment_id == 0)
 		{
 			sql_execute("LOCK TABLE evstream.id_segments IN SHARE ROW EXCLUSIVE MODE", 0, NULL,
@@ -122,10 +148,15 @@ lock_open_segment(void)
 			continue;
 		}
 		relid = segment_relid(segment_id);
+		if (!OidIsValid(relid) && segment_id == likely)
+		{
+			likely = 0;
+			continue;
+		}
 		if (!OidIsValid(relid))
 			elog(ERROR, "table \"evstream.ids_%d\" does not exist", segment_id);
 		LockRelationOid(relid, RowExclusiveLock);
-		if (open_segment() == segment_id)
+		if (read_segments(closed, nclosed) == segment_id)
 			return segment_id;
 		UnlockRelationOid(relid, RowExclusiveLock);
 	}
@@ -207,20 +238,14 @@ load_segment(int32 segment_id)
 
 /* Makes closed_segments what the table says. */
 static void
-sync_closed_segments(void)
+sync_closed_segments(const int32 *numbers, int n)
 {
-	uint64 n = sql_execute_kept(
-		"SELECT segment_id FROM evstream.id_segments WHERE closed_at IS NOT NULL ORDER BY segment_id",
-		0, NULL, NULL, NULL, false, SPI_OK_SELECT);
-	int32 *numbers = palloc(Max(1, n) * sizeof(int32));
 	Segment **link = &closed_segments;
 
-	for (uint64 i = 0; i < n; i++)
-		numbers[i] = DatumGetInt32(sql_column(i, 1, NULL));
 	for (Segment *segment = closed_segments; segment != NULL; segment = segment->next)
 	{
 		segment->seen = false;
-		for (uint64 i = 0; i < n; i++)
+		for (int i = 0; i < n; i++)
 			if (numbers[i] == segment->segment_id)
 				segment->seen = true;
 	}
@@ -236,7 +261,7 @@ sync_closed_segments(void)
 			MemoryContextDelete(segment->context);
 		}
 	}
-	for (uint64 i = 0; i < n; i++)
+	for (int i = 0; i < n; i++)
 	{
 		bool known = false;
 		Segment *segment;
@@ -250,7 +275,6 @@ sync_closed_segments(void)
 		segment->next = closed_segments;
 		closed_segments = segment;
 	}
-	pfree(numbers);
 }
 
 /* How far ahead of a look its cache line is asked for */
@@ -312,7 +336,10 @@ settle_id(Bulk *bulk, int64 number, TupleTableSlot *slot, void *arg)
 void
 dedupe_ids(const pg_uuid_t *ids, int nids, bool *is_new)
 {
-	int32 current = lock_open_segment();
+	int32 *closed;
+	int nclosed;
+	int32 current = lock_open_segment(
+		open_segment_filter != NULL ? open_segment_filter->segment_id : 0, &closed, &nclosed);
 	uint64 *hashes = palloc(nids * sizeof(uint64));
 	int *hits = palloc(nids * sizeof(int));
 	int nhits;
@@ -326,7 +353,7 @@ dedupe_ids(const pg_uuid_t *ids, int nids, bool *is_new)
 		hashes[i] = id_filter_hash(&ids[i]);
 	}
 
-	sync_closed_segments();
+	sync_closed_segments(closed, nclosed);
 	for (Segment *segment = closed_segments; segment != NULL; segment = segment->next)
 	{
 		nhits = likely_hits(segment, hashes, nids, is_new, hits);
