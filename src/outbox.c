@@ -268,6 +268,32 @@ read_query(ReadState *state, const char *sql, int nargs, Oid *types, Datum *valu
 }
 
 /*
+ * The transactions, from xid `from` on, that were running in the snapshot `previous` and
+ * are visible in `snapshot`; palloc'd.  Gives the xmax of previous.
+ */
+static uint64
+running_then(Datum previous, Datum snapshot, uint64 from, uint64 *xmax, uint64 **xids)
+{
+	/* xmin:xmax:xip,xip..., where the last may be missing */
+	char *text = DatumGetCString(DirectFunctionCall1(pg_snapshot_out, previous));
+	char *at = strchr(text, ':') + 1;
+	uint64 n = 0;
+
+	*xids = palloc((strlen(text) / 2 + 1) * sizeof(uint64));
+	*xmax = strtoull(at, &at, 10);
+	while (*at != '\0' && at[1] != '\0')
+	{
+		uint64 xid = strtoull(at + 1, &at, 10);
+
+		if (xid >= from && DatumGetBool(DirectFunctionCall2(pg_visible_in_snapshot,
+															outbox_xid_datum(xid), snapshot)))
+			(*xids)[n++] = xid;
+	}
+	pfree(text);
+	return n;
+}
+
+/*
  * Rows behind position that are visible in `snapshot`, where `previous` (NULL =
  * nothing) is the snapshot of position->tick.
  */
@@ -280,22 +306,9 @@ read_between(ReadState *state, const OutboxPosition *position, Datum previous, D
 
 	if (previous != (Datum) 0)
 	{
-		Oid old_types[3] = {PG_SNAPSHOTOID, PG_SNAPSHOTOID, XID8OID};
-		Datum old_values[3] = {previous, snapshot, outbox_xid_datum(position->xid)};
-		uint64 nold;
 		uint64 *old;
+		uint64 nold = running_then(previous, snapshot, position->xid, &range_start, &old);
 
-		outbox_execute_kept(
-			"SELECT pg_catalog.pg_snapshot_xmax($1), NULL::xid8 UNION ALL"
-			" SELECT NULL, x FROM pg_catalog.pg_snapshot_xip($1) x"
-			" WHERE pg_catalog.pg_visible_in_snapshot(x, $2) AND x >= $3 ORDER BY 2 NULLS FIRST",
-			3, old_types, old_values, SPI_OK_SELECT);
-		range_start = U64FromFullTransactionId(DatumGetFullTransactionId(sql_column(0, 1, NULL)));
-		nold = SPI_processed - 1;
-		old = palloc(Max(1, nold) * sizeof(uint64));
-		for (uint64 i = 0; i < nold; i++)
-			old[i] = U64FromFullTransactionId(
-				DatumGetFullTransactionId(sql_column((int) i + 1, 2, NULL)));
 		for (uint64 i = 0; i < nold && !read_is_full(state); i++)
 		{
 			values[0] = outbox_xid_datum(old[i]);
@@ -327,17 +340,49 @@ outbox_tick_snapshot(int64 tick)
 	return kept_column(0, 1, context);
 }
 
+/* The base, where all begins, has no snapshot: nothing was visible there. */
+static void
+check_base(const OutboxPosition *position)
+{
+	if (outbox_execute("SELECT FROM evstream.identity WHERE outbox_base = $1", 1, (Oid[]){INT8OID},
+					   (Datum[]){Int64GetDatum(position->tick)}, SPI_OK_SELECT) == 0)
+		elog(ERROR, "snapshot of tick " INT64_FORMAT " is missing", position->tick);
+}
+
 static Datum
 previous_snapshot(const OutboxPosition *position)
 {
 	Datum previous = outbox_tick_snapshot(position->tick);
 
-	/* the base, where all begins, has no snapshot: nothing was visible there */
-	if (previous == (Datum) 0 &&
-		outbox_execute("SELECT FROM evstream.identity WHERE outbox_base = $1", 1, (Oid[]){INT8OID},
-					   (Datum[]){Int64GetDatum(position->tick)}, SPI_OK_SELECT) == 0)
-		elog(ERROR, "snapshot of tick " INT64_FORMAT " is missing", position->tick);
+	if (previous == (Datum) 0)
+		check_base(position);
 	return previous;
+}
+
+/*
+ * The snapshot of position's tick (0: it is the base), and that of the next: true if
+ * it is the present one, as there is no next tick.
+ */
+static bool
+tick_snapshots(const OutboxPosition *position, Datum *previous, Datum *snapshot)
+{
+	Oid types[1] = {INT8OID};
+	Datum values[1] = {Int64GetDatum(position->tick)};
+	MemoryContext here = CurrentMemoryContext;
+	bool is_base;
+	bool is_last;
+
+	outbox_execute_kept("SELECT (SELECT snapshot FROM evstream.ticks WHERE tick = $1),"
+						" (SELECT snapshot FROM evstream.ticks WHERE tick = $1 + 1),"
+						" pg_catalog.pg_current_snapshot()",
+						1, types, values, SPI_OK_SELECT);
+	(void) sql_column(0, 1, &is_base);
+	(void) sql_column(0, 2, &is_last);
+	*previous = is_base ? (Datum) 0 : kept_column(0, 1, here);
+	*snapshot = kept_column(0, is_last ? 3 : 2, here);
+	if (is_base)
+		check_base(position);
+	return is_last;
 }
 
 bool
@@ -426,18 +471,10 @@ outbox_read(const OutboxPosition *position, int max, Size max_bytes, MemoryConte
 
 	for (;;)
 	{
-		Datum previous = previous_snapshot(&at);
-		Datum snapshot = outbox_tick_snapshot(at.tick + 1);
-		bool is_new = snapshot == (Datum) 0;
+		Datum previous;
+		Datum snapshot;
+		bool is_new = tick_snapshots(&at, &previous, &snapshot);
 
-		if (is_new)
-		{
-			MemoryContext here = CurrentMemoryContext;
-
-			outbox_execute_kept("SELECT pg_catalog.pg_current_snapshot()", 0, NULL, NULL,
-								SPI_OK_SELECT);
-			snapshot = kept_column(0, 1, here);
-		}
 		read_between(&state, &at, previous, snapshot);
 
 		if (is_new)
