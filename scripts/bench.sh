@@ -168,6 +168,7 @@ start_server()
 	unix_socket_directories = '$TMP/run'
 	shared_buffers = '1GB'
 	work_mem = '64MB'
+	min_wal_size = '2GB'
 	max_wal_size = '8GB'
 	checkpoint_timeout = '30min'
 	autovacuum = on
@@ -175,6 +176,14 @@ start_server()
 	jit = off
 	END
 	as_pg "$BINDIR/pg_ctl" -D "$TMP/data" -l "$TMP/run/server.log" -w start >/dev/null || fail 'the server did not start'
+
+	# A server that has been up for a while writes to WAL files that are there: in a new
+	# one, whoever writes the next would wait until it is made.
+	psql_in postgres -c "CREATE TABLE wal (n int); INSERT INTO wal VALUES (0)"
+	for _ in $(seq 100); do
+		psql_in postgres -c 'UPDATE wal SET n = n + 1' -c 'SELECT pg_switch_wal()' >/dev/null
+	done
+	psql_in postgres -c 'DROP TABLE wal' -c CHECKPOINT
 }
 
 # Starts the broker with the topic in it; 1: there is no Kafka on this machine.
