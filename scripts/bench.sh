@@ -8,7 +8,7 @@
 #                 rows into the same tables, their ids into a table with a unique
 #                 index, and an SQL aggregate
 #   ingest-items  the same, and counted by user and item
-#   ingest-local  the same as that from the outbox of the embedded log
+#   ingest-local  the same as that from the outbox of the embedded log; only where B names it
 #   counts-only   the same topic without stored events and items. Beside it: a bare
 #                 consumer that parses the records and throws them away (bench/bare.c)
 #   two-consumers two consumers of the line ingest, of which on two cores the broker's
@@ -47,14 +47,14 @@
 #                 the most that one such worker had in all of the above, in MB: memory
 #                 of its own (RssAnon), without what the server's processes share
 #
-# B          the lines to run, separated by spaces (all but growth-50m)
+# B          the lines to run, separated by spaces (all but ingest-local and growth-50m)
 # RUNS       how often each is measured, ours and the other by turns (5)
 # EVENTS     of the topic (1000000)
 # LOCAL_EVENTS of ingest-local (500000)
 # GROWTH_ROWS that growth begins with (10000000), GROWTH_EVENTS of each of its runs (1000000)
 # FANOUT_EVENTS of fanout (200000); LATENCY_RATE of latency (1000 a second)
 # RELAY_EVENTS of relay (1000000)
-# SECONDS_EACH  of a run of track and its like (6), of embedded (20), of idle (30) and of
+# SECONDS_EACH  of a run of track and its like (6), of embedded (20), of idle (15) and of
 #            latency (10)
 # KEEP       not empty: the server's directory stays
 #
@@ -64,8 +64,8 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-LINES_ALL='ingest ingest-items ingest-local counts-only two-consumers growth track track-batch embedded snapshot relay relay-latency idle idle-kafka matcher fanout latency latency-kafka'
-LINES_KNOWN="$LINES_ALL growth-50m"
+LINES_ALL='ingest ingest-items counts-only two-consumers growth track track-batch embedded snapshot relay relay-latency idle idle-kafka matcher fanout latency latency-kafka'
+LINES_KNOWN="$LINES_ALL ingest-local growth-50m"
 LINES=${B:-$LINES_ALL}
 RUNS=${RUNS:-5}
 EVENTS=${EVENTS:-1000000}
@@ -75,7 +75,7 @@ GROWTH_ROWS=${GROWTH_ROWS:-10000000}
 TRACK_SECONDS=${SECONDS_EACH:-6}
 SUSTAINED_SECONDS=${SECONDS_EACH:-20}
 RELAY_EVENTS=${RELAY_EVENTS:-1000000}
-IDLE_SECONDS=${SECONDS_EACH:-30}
+IDLE_SECONDS=${SECONDS_EACH:-15}
 FANOUT_EVENTS=${FANOUT_EVENTS:-200000}
 LATENCY_RATE=${LATENCY_RATE:-1000}
 LATENCY_SECONDS=${SECONDS_EACH:-10}
@@ -234,7 +234,9 @@ make -s -C "$REPO" bench/evgen bench/kprobe bench/latency bench/bare bench/relay
 start_server
 sample_memory >"$TMP/memory" &
 for line in $LINES; do
+	began=$SECONDS
 	"line_${line//-/_}"
+	say "$line took $((SECONDS - began)) s"
 done
 
 # ---- what came out ----
