@@ -68,7 +68,8 @@ FROM unnest(ARRAY[
 	$$evstream_track_batch('[{"user_id": "u", "event": "view", "amount": "12,5"}]')$$,
 	$$evstream_track_batch('[{"user_id": "u", "event": "view", "amount": 100000000000000000000}]')$$,
 	$$evstream_track_batch('[{"user_id": "u", "event": "view", "properties": []}]')$$,
-	$$evstream_track_batch(jsonb_build_array(jsonb_build_object('user_id', 'u', 'event', 'view', 'x', repeat('x', 1024 * 1024))))$$
+	$$evstream_track_batch(jsonb_build_array(jsonb_build_object('user_id', 'u', 'event', 'view', 'x', repeat('x', 1024 * 1024))))$$,
+	$$evstream_track_batch(('[{"user_id": "u", "event": "view", "x": ' || repeat('[', 99) || repeat(']', 99) || '}]')::jsonb)$$
 ]) WITH ORDINALITY c (call, n), pg_temp.fault(c.call) f
 ORDER BY c.n;
 \x
@@ -83,6 +84,7 @@ FROM unnest(ARRAY[
 	$$evstream_track('u', 'view', occurred_at => now() + interval '23 h 55 min')$$,
 	$$evstream_track('u', 'view', ('{"x": ' || repeat('[', 98) || repeat(']', 98) || '}')::jsonb)$$,
 	$$evstream_track('u', 'view', jsonb_build_object('x', repeat('x', 1024 * 1024 - 500)))$$,
+	$$evstream_track_batch(('[{"user_id": "u", "event": "view", "x": ' || repeat('[', 98) || repeat(']', 98) || '}]')::jsonb)$$,
 	$$evstream_track_batch(NULL)$$,
 	$$evstream_track_batch('[]')$$,
 	$$evstream_track_batch('[]', NULL)$$,
@@ -230,6 +232,41 @@ SELECT w.user_id, w.value::jsonb ->> 'event_type' AS event_type FROM written w O
 SELECT d.reason, d.detail, d.topic, d.log_partition, d.log_offset, d.record_key, convert_from(d.record_value, 'UTF8') AS value,
 	d.record_timestamp BETWEEN now() AND clock_timestamp() AS now, d.record_headers, d.attempts
 FROM evstream_dead_letters d WHERE d.id > (SELECT id FROM before) ORDER BY d.id;
+ROLLBACK;
+-- Dead letters among more than are written at a time.
+BEGIN;
+CREATE TEMPORARY TABLE before ON COMMIT DROP AS SELECT COALESCE(max(id), 0) AS id FROM evstream.dead_letters;
+SELECT evstream_track_batch((SELECT jsonb_agg(CASE WHEN n % 90 = 0 THEN to_jsonb(n) ELSE jsonb_build_object('user_id', n, 'event', 'view') END ORDER BY n)
+	FROM generate_series(1, 450) n), 'dead_letter');
+SELECT count(*), bool_and(r.before < r.user_id::int) AS in_order
+FROM (SELECT w.user_id, lag(w.user_id::int, 1, 0) OVER (ORDER BY w.id) AS before FROM written w) r;
+SELECT array_agg(convert_from(d.record_value, 'UTF8') ORDER BY d.id) FROM evstream_dead_letters d WHERE d.id > (SELECT id FROM before);
+ROLLBACK;
+
+-- Properties of every shape are written as they are.
+BEGIN;
+CREATE TEMPORARY TABLE shapes ON COMMIT DROP AS
+	SELECT row_number() OVER () AS n, p
+	FROM (
+		-- what is escaped, at each place of strings of each length up to 20
+		SELECT jsonb_build_object('s', overlay(repeat('x', l) PLACING c FROM at FOR 1), overlay(repeat('k', l) PLACING c FROM at FOR 1), c)
+		FROM generate_series(1, 20) l, generate_series(1, l) at, unnest(ARRAY['"', '\', E'\n', E'\x01', E'\x1f', ' ', E'\x7f', 'ü', '🙂']) c
+		UNION ALL
+		SELECT jsonb_build_object('s', repeat(c, l)) FROM generate_series(0, 300, 20) l, unnest(ARRAY['"', E'\x01', 'x"', '日']) c
+		UNION ALL
+		-- objects and arrays of more entries than have lengths alone, of all types and alignments
+		SELECT jsonb_object_agg('key ' || i, CASE i % 7 WHEN 0 THEN 'null' WHEN 1 THEN 'true' WHEN 2 THEN 'false'
+			WHEN 3 THEN to_jsonb(-i / 8.0) WHEN 4 THEN to_jsonb(repeat('y', i)) WHEN 5 THEN jsonb_build_array('a', i, '{}'::jsonb, '[]'::jsonb)
+			ELSE jsonb_build_object('i', i, 'o', jsonb_build_object('deep', ARRAY[i, NULL])) END)
+		FROM generate_series(1, 100) m, generate_series(1, m) i GROUP BY m
+		UNION ALL
+		SELECT jsonb_build_object('a', jsonb_agg(CASE i % 3 WHEN 0 THEN to_jsonb(i) WHEN 1 THEN to_jsonb(repeat('z', i % 5)) ELSE '[[], {}, "", 1e3]' END))
+		FROM generate_series(1, 100) m, generate_series(1, m) i GROUP BY m
+	) s (p);
+SELECT evstream_track_batch((SELECT jsonb_agg(jsonb_build_object('user_id', s.n, 'event', 'view', 'properties', s.p) ORDER BY s.n) FROM shapes s)) = (SELECT count(*) FROM shapes) AS tracked;
+SELECT count(*), bool_and(w.value::jsonb -> 'properties' = s.p) AS same FROM written w JOIN shapes s ON w.user_id = s.n::text;
+SELECT count(evstream_track(s.n, 'view', s.p)) = count(*) AS tracked FROM shapes s;
+SELECT count(*), bool_and(w.value::jsonb -> 'properties' = s.p) AS same FROM written w JOIN shapes s ON w.user_id = s.n::text;
 ROLLBACK;
 
 -- Not in a transaction that only reads; waiting and looking are possible there.

@@ -782,6 +782,7 @@ event_parse(const char *value, size_t len, const EventLimits *limits, EventArena
 	memset(event, 0, sizeof(*event));
 
 	reason = scan_event(&parse);
+	event->depth = parse.scan.deepest;
 	if (reason == EVENT_OK)
 		reason = take_ids(&parse);
 	if (reason == EVENT_OK)

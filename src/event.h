@@ -72,6 +72,7 @@ typedef struct Event
 	EventText traceparent;
 	EventText properties; /* valid JSON object text, never NULL; may hold
 								 * a key twice, of which the last counts */
+	int depth;            /* of the value's containers, itself one of them */
 } Event;
 
 typedef struct EventLimits

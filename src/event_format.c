@@ -10,6 +10,8 @@
 #include "event.h"
 #include "event_json.h"
 
+#define SHORT_STRING 128 /* bytes */
+
 static const char *const reason_names[] = {[EVENT_OK] = "ok",
 										   [EVENT_NOT_JSON] = "not_json",
 										   [EVENT_NOT_OBJECT] = "not_object",
@@ -87,7 +89,10 @@ event_format(const Event *event, const char *extra, EventArena *arena)
 
 	for (size_t i = 0; i < sizeof(strings) / sizeof(strings[0]); i++)
 	{
-		if (strings[i]->data != NULL)
+		/* the length of a short one is not worth to be known */
+		if (strings[i]->len <= SHORT_STRING)
+			size += strings[i]->len * EVENT_JSON_ESCAPED_MAX;
+		else
 			size += event_json_escaped_len(strings[i]->data, strings[i]->len);
 	}
 	size += event->amount.len + event->properties.len;

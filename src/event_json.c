@@ -45,6 +45,7 @@ event_json_start(JsonScan *scan, const char *data, size_t len, int max_depth)
 	scan->pos = data;
 	scan->end = data + len;
 	scan->depth = 0;
+	scan->deepest = 0;
 	scan->max_depth = max_depth < JSON_DEPTH_LIMIT ? max_depth : JSON_DEPTH_LIMIT;
 	scan->bad_text = false;
 	scan->bad_number = false;
@@ -451,6 +452,8 @@ push(JsonScan *scan)
 		return false;
 	}
 	scan->depth++;
+	if (scan->depth > scan->deepest)
+		scan->deepest = scan->depth;
 	scan->pos++;
 	return true;
 }
@@ -746,18 +749,64 @@ short_escape(unsigned char c)
 	}
 }
 
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+/* High bits of those of the 8 bytes at p that have to be escaped; the lowest one is sure. */
+static inline uint64_t
+to_escape(const char *p)
+{
+	const uint64_t ones = UINT64_C(0x0101010101010101);
+	uint64_t word;
+	uint64_t quote;
+	uint64_t slash;
+
+	memcpy(&word, p, 8);
+	quote = word ^ (ones * '"');
+	slash = word ^ (ones * '\\');
+	return (((quote - ones) & ~quote) | ((slash - ones) & ~slash) |
+			((word - ones * 0x20) & ~word)) &
+		   (ones * 0x80);
+}
+#endif
+
+/*
+ * The first byte from p on that has to be escaped.
+ */
+static inline const char *
+unescaped_run(const char *p, const char *end)
+{
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	if (end - p >= 8)
+	{
+		uint64_t hit = 0;
+
+		for (; end - p >= 8 && hit == 0; p += 8)
+			hit = to_escape(p);
+		if (hit != 0)
+			return p - 8 + (__builtin_ctzll(hit) >> 3);
+		/* what is left, and some of what was there before it */
+		hit = to_escape(end - 8);
+		return hit != 0 ? end - 8 + (__builtin_ctzll(hit) >> 3) : end;
+	}
+#endif
+	while (p < end)
+	{
+		unsigned char c = (unsigned char) *p;
+
+		if (c == '"' || c == '\\' || c < 0x20)
+			break;
+		p++;
+	}
+	return p;
+}
+
 size_t
 event_json_escaped_len(const char *data, size_t len)
 {
+	const char *end = data + len;
 	size_t total = len;
 
-	for (size_t i = 0; i < len; i++)
-	{
-		unsigned char c = (unsigned char) data[i];
-
-		if (c < 0x20 || c == '"' || c == '\\')
-			total += short_escape(c) != 0 ? 1 : 5;
-	}
+	for (const char *p = unescaped_run(data, end); p < end; p = unescaped_run(p + 1, end))
+		total += short_escape((unsigned char) *p) != 0 ? 1 : 5;
 	return total;
 }
 
@@ -765,16 +814,19 @@ char *
 event_json_escape(char *dst, const char *data, size_t len)
 {
 	static const char hex[] = "0123456789abcdef";
+	const char *end = data + len;
 
-	for (size_t i = 0; i < len; i++)
+	for (;;)
 	{
-		unsigned char c = (unsigned char) data[i];
+		const char *hit = unescaped_run(data, end);
+		unsigned char c;
 
-		if (c >= 0x20 && c != '"' && c != '\\')
-		{
-			*dst++ = (char) c;
-			continue;
-		}
+		memcpy(dst, data, (size_t) (hit - data));
+		dst += hit - data;
+		if (hit >= end)
+			return dst;
+		c = (unsigned char) *hit;
+		data = hit + 1;
 		*dst++ = '\\';
 		if (short_escape(c) != 0)
 			*dst++ = short_escape(c);
@@ -786,5 +838,4 @@ event_json_escape(char *dst, const char *data, size_t len)
 			dst += 5;
 		}
 	}
-	return dst;
 }

@@ -49,6 +49,7 @@ typedef struct JsonScan
 	const char *pos;
 	const char *end;
 	int depth;       /* containers open at pos */
+	int deepest;     /* the most of them so far */
 	int max_depth;   /* at most JSON_DEPTH_LIMIT */
 	bool bad_text;   /* some string so far holds no valid text */
 	bool bad_number; /* some number so far is unholdable */
@@ -92,7 +93,11 @@ extern bool event_json_is_blank(const char *data, size_t len);
  */
 extern size_t event_json_unescape(const char *data, size_t len, char *dst);
 
-/* Bytes that event_json_escape() will write, without quotes; and do so. */
+/*
+ * Bytes that event_json_escape() will write, without quotes, at most
+ * EVENT_JSON_ESCAPED_MAX for each; and do so.
+ */
+#define EVENT_JSON_ESCAPED_MAX 6
 extern size_t event_json_escaped_len(const char *data, size_t len);
 extern char *event_json_escape(char *dst, const char *data, size_t len);
 

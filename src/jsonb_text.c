@@ -3,22 +3,31 @@
  * jsonb_text.c
  *	  jsonb as JSON text.
  *
+ * The server's own iterator takes memory for each container and looks at each
+ * entry several times; here a container is walked where it stands.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "fmgr.h"
+#include "miscadmin.h"
 #include "utils/fmgrprotos.h"
 
 #include "event_json.h"
 #include "jsonb_text.h"
+
+#define SHORT_STRING 128 /* bytes */
 
 static void
 append_string(StringInfo out, const char *data, int len)
 {
 	char *end;
 
-	enlargeStringInfo(out, (int) event_json_escaped_len(data, len) + 2);
+	/* the length of a short one is not worth to be known */
+	enlargeStringInfo(out, (len <= SHORT_STRING ? len * EVENT_JSON_ESCAPED_MAX
+												: (int) event_json_escaped_len(data, len)) +
+							   2);
 	out->data[out->len++] = '"';
 	end = event_json_escape(out->data + out->len, data, len);
 	*end++ = '"';
@@ -26,76 +35,66 @@ append_string(StringInfo out, const char *data, int len)
 	out->len = (int) (end - out->data);
 }
 
+/* The value of an entry that begins at `offset` and ends before `end` of data. */
 static void
-append_scalar(StringInfo out, const JsonbValue *value)
+append_value(StringInfo out, JEntry entry, const char *data, uint32 offset, uint32 end)
 {
-	switch (value->type)
+	if (JBE_ISSTRING(entry))
+		append_string(out, data + offset, (int) (end - offset));
+	else if (JBE_ISNUMERIC(entry))
 	{
-		case jbvNull:
-			appendBinaryStringInfo(out, "null", 4);
-			break;
-		case jbvString:
-			append_string(out, value->val.string.val, value->val.string.len);
-			break;
-		case jbvNumeric:
-			appendStringInfoString(out, DatumGetCString(DirectFunctionCall1(
-											numeric_out, NumericGetDatum(value->val.numeric))));
-			break;
-		case jbvBool:
-			if (value->val.boolean)
-				appendBinaryStringInfo(out, "true", 4);
-			else
-				appendBinaryStringInfo(out, "false", 5);
-			break;
-		default:
-			elog(ERROR, "unexpected type of a JSON scalar: %d", (int) value->type);
+		Datum number = PointerGetDatum(data + INTALIGN(offset));
+		char *text = DatumGetCString(DirectFunctionCall1(numeric_out, number));
+
+		appendBinaryStringInfo(out, text, (int) strlen(text));
+		pfree(text);
 	}
+	else if (JBE_ISCONTAINER(entry))
+		jsonb_append_text(out, (const JsonbContainer *) (data + INTALIGN(offset)));
+	else if (JBE_ISBOOL_TRUE(entry))
+		appendBinaryStringInfo(out, "true", 4);
+	else if (JBE_ISBOOL_FALSE(entry))
+		appendBinaryStringInfo(out, "false", 5);
+	else if (JBE_ISNULL(entry))
+		appendBinaryStringInfo(out, "null", 4);
+	else
+		elog(ERROR, "unexpected entry of a jsonb: %x", entry);
 }
 
 void
-jsonb_append_text(StringInfo out, JsonbContainer *container)
+jsonb_append_text(StringInfo out, const JsonbContainer *container)
 {
-	JsonbIterator *it = JsonbIteratorInit(container);
-	JsonbIteratorToken token;
-	JsonbValue value;
-	bool comma = false; /* before the next element or key */
-	bool bare = false;  /* a scalar, which jsonb keeps in an array */
+	int count = (int) JsonContainerSize(container);
+	bool object = JsonContainerIsObject(container);
+	bool bare = JsonContainerIsScalar(container); /* which jsonb keeps in an array */
+	const JEntry *values = container->children + (object ? count : 0);
+	const char *data = (const char *) (values + count);
+	uint32 key = 0; /* where the next one begins */
+	uint32 value = 0;
 
-	while ((token = JsonbIteratorNext(&it, &value, false)) != WJB_DONE)
+	check_stack_depth();
+	/* the values of an object stand behind all of its keys */
+	for (int i = 0; object && i < count; i++)
+		JBE_ADVANCE_OFFSET(value, container->children[i]);
+	if (!bare)
+		appendStringInfoCharMacro(out, object ? '{' : '[');
+	for (int i = 0; i < count; i++)
 	{
-		switch (token)
+		uint32 begin;
+
+		if (i > 0)
+			appendStringInfoCharMacro(out, ',');
+		if (object)
 		{
-			case WJB_BEGIN_ARRAY:
-			case WJB_BEGIN_OBJECT:
-				if (comma)
-					appendStringInfoCharMacro(out, ',');
-				comma = false;
-				bare = token == WJB_BEGIN_ARRAY && value.val.array.rawScalar;
-				if (!bare)
-					appendStringInfoCharMacro(out, token == WJB_BEGIN_ARRAY ? '[' : '{');
-				break;
-			case WJB_END_ARRAY:
-			case WJB_END_OBJECT:
-				if (!bare)
-					appendStringInfoCharMacro(out, token == WJB_END_ARRAY ? ']' : '}');
-				comma = true;
-				break;
-			case WJB_KEY:
-				if (comma)
-					appendStringInfoCharMacro(out, ',');
-				append_scalar(out, &value);
-				appendStringInfoCharMacro(out, ':');
-				comma = false;
-				break;
-			case WJB_VALUE:
-			case WJB_ELEM:
-				if (comma)
-					appendStringInfoCharMacro(out, ',');
-				append_scalar(out, &value);
-				comma = true;
-				break;
-			default:
-				elog(ERROR, "unexpected token of a jsonb: %d", (int) token);
+			begin = key;
+			JBE_ADVANCE_OFFSET(key, container->children[i]);
+			append_string(out, data + begin, (int) (key - begin));
+			appendStringInfoCharMacro(out, ':');
 		}
+		begin = value;
+		JBE_ADVANCE_OFFSET(value, values[i]);
+		append_value(out, values[i], data, begin, value);
 	}
+	if (!bare)
+		appendStringInfoCharMacro(out, object ? '}' : ']');
 }

@@ -15,8 +15,8 @@
 
 /*
  * Appends the JSON text of an array, an object or a bare scalar, without white
- * space.  It says the same as JsonbToCString(), in half the time.
+ * space.  It says the same as JsonbToCString(), in a fraction of the time.
  */
-extern void jsonb_append_text(StringInfo out, JsonbContainer *container);
+extern void jsonb_append_text(StringInfo out, const JsonbContainer *container);
 
 #endif /* EVSTREAM_JSONB_TEXT_H */

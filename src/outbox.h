@@ -59,11 +59,22 @@ typedef struct OutboxNew
 } OutboxNew;
 
 /*
- * Adds rows to the outbox as part of the present transaction, whoever's it is,
+ * Adds a row to the outbox as part of the present transaction, whoever's it is,
  * and wakes the reader at its commit.  The table is locked against its emptying
  * until then.  Raises errors as an INSERT does.
  */
-extern void outbox_write(const OutboxNew *rows, int nrows, TimestampTz tracked_at);
+extern void outbox_write(const OutboxNew *row, TimestampTz tracked_at);
+
+/*
+ * The same for many, in pieces of at most max_rows, of which OUTBOX_WRITE_ROWS are
+ * enough.  The writer is in the present memory context, and what it has open is
+ * closed by an error's rollback.
+ */
+#define OUTBOX_WRITE_ROWS 100
+typedef struct OutboxWriter OutboxWriter;
+extern OutboxWriter *outbox_write_begin(int max_rows, TimestampTz tracked_at);
+extern void outbox_write_rows(OutboxWriter *writer, const OutboxNew *rows, int nrows);
+extern void outbox_write_end(OutboxWriter *writer);
 
 /*
  * All of these run inside a transaction with SPI connected (worker_run), in

@@ -48,8 +48,17 @@ enum
 	OB_COLUMNS
 };
 
-/* Rows given to the table at a time */
-#define WRITE_CHUNK 200
+struct OutboxWriter
+{
+	Relation rel;
+	Oid sequence;
+	Datum xid;
+	TimestampTz tracked_at;
+	EState *estate;
+	ResultRelInfo *result_rel;
+	TupleTableSlot **slots;
+	int nslots;
+};
 
 /* The table of this transaction's writes, as long as its lock is held */
 static LocalTransactionId locked_lxid = InvalidLocalTransactionId;
@@ -196,56 +205,79 @@ fill_slot(TupleTableSlot *slot, Oid sequence, Datum xid, const OutboxNew *new,
 	ExecStoreVirtualTuple(slot);
 }
 
-void
-outbox_write(const OutboxNew *rows, int nrows, TimestampTz tracked_at)
+OutboxWriter *
+outbox_write_begin(int max_rows, TimestampTz tracked_at)
 {
+	OutboxWriter *writer = palloc(sizeof(OutboxWriter));
 	Relation rel = table_open(lock_current(), NoLock);
-	Oid sequence = evstream_relation("outbox_id_seq");
-	Datum xid = FullTransactionIdGetDatum(GetTopFullTransactionId());
-	CommandId cid = GetCurrentCommandId(true);
-	int chunk = Min(nrows, WRITE_CHUNK);
-	TupleTableSlot **slots = palloc(chunk * sizeof(TupleTableSlot *));
 	TupleDesc desc;
-	EState *estate = CreateExecutorState();
-	ResultRelInfo *result_rel = makeNode(ResultRelInfo);
+
+	check_columns(rel);
+	writer->rel = rel;
+	writer->sequence = evstream_relation("outbox_id_seq");
+	writer->xid = FullTransactionIdGetDatum(GetTopFullTransactionId());
+	writer->tracked_at = tracked_at;
+	writer->estate = CreateExecutorState();
+	writer->result_rel = makeNode(ResultRelInfo);
+	InitResultRelInfo(writer->result_rel, rel, 1, NULL, 0);
+	ExecOpenIndices(writer->result_rel, false);
+
+	/* a copy counts no references, and each slot has one */
+	desc = CreateTupleDescCopy(RelationGetDescr(rel));
+	writer->nslots = max_rows;
+	writer->slots = palloc(max_rows * sizeof(TupleTableSlot *));
+	for (int i = 0; i < max_rows; i++)
+		writer->slots[i] = MakeSingleTupleTableSlot(desc, table_slot_callbacks(rel));
+	return writer;
+}
+
+void
+outbox_write_rows(OutboxWriter *writer, const OutboxNew *rows, int nrows)
+{
+	Relation rel = writer->rel;
+	TupleTableSlot **slots = writer->slots;
+	CommandId cid = GetCurrentCommandId(true);
 	MemoryContext old;
 	Oid user;
 	int context;
 
-	check_columns(rel);
-	InitResultRelInfo(result_rel, rel, 1, NULL, 0);
-	ExecOpenIndices(result_rel, false);
+	Assert(nrows > 0 && nrows <= writer->nslots);
 	/* not with the rights of whoever tracks; an error's rollback sets them back */
 	GetUserIdAndSecContext(&user, &context);
-	if (has_index_with_code(result_rel))
+	if (has_index_with_code(writer->result_rel))
 		SetUserIdAndSecContext(rel->rd_rel->relowner, context | SECURITY_RESTRICTED_OPERATION);
-	/* a copy counts no references, and each slot has one */
-	desc = CreateTupleDescCopy(RelationGetDescr(rel));
-	for (int i = 0; i < chunk; i++)
-		slots[i] = MakeSingleTupleTableSlot(desc, table_slot_callbacks(rel));
 
-	for (int done = 0; done < nrows; done += chunk)
-	{
-		chunk = Min(nrows - done, chunk);
-		for (int i = 0; i < chunk; i++)
-			fill_slot(slots[i], sequence, xid, &rows[done + i], tracked_at);
-		old = MemoryContextSwitchTo(GetPerTupleMemoryContext(estate));
-		if (chunk == 1)
-			table_tuple_insert(rel, slots[0], cid, 0, NULL);
-		else
-			table_multi_insert(rel, slots, chunk, cid, 0, NULL);
-		MemoryContextSwitchTo(old);
-		for (int i = 0; i < chunk; i++)
-			list_free(compat_ExecInsertIndexTuples(result_rel, slots[i], estate));
-		ResetPerTupleExprContext(estate);
-	}
-
-	for (int i = 0; i < Min(nrows, WRITE_CHUNK); i++)
-		ExecDropSingleTupleTableSlot(slots[i]);
-	ExecCloseIndices(result_rel);
+	for (int i = 0; i < nrows; i++)
+		fill_slot(slots[i], writer->sequence, writer->xid, &rows[i], writer->tracked_at);
+	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(writer->estate));
+	if (nrows == 1)
+		table_tuple_insert(rel, slots[0], cid, 0, NULL);
+	else
+		table_multi_insert(rel, slots, nrows, cid, 0, NULL);
+	MemoryContextSwitchTo(old);
+	for (int i = 0; i < nrows; i++)
+		list_free(compat_ExecInsertIndexTuples(writer->result_rel, slots[i], writer->estate));
+	ResetPerTupleExprContext(writer->estate);
 	SetUserIdAndSecContext(user, context);
-	FreeExecutorState(estate);
-	table_close(rel, NoLock);
+}
+
+void
+outbox_write_end(OutboxWriter *writer)
+{
+	for (int i = 0; i < writer->nslots; i++)
+		ExecDropSingleTupleTableSlot(writer->slots[i]);
+	ExecCloseIndices(writer->result_rel);
+	FreeExecutorState(writer->estate);
+	table_close(writer->rel, NoLock);
 	CommandCounterIncrement();
 	outbox_wake_at_commit();
+}
+
+void
+outbox_write(const OutboxNew *row, TimestampTz tracked_at)
+{
+	OutboxWriter *writer = outbox_write_begin(1, tracked_at);
+
+	outbox_write_rows(writer, row, 1);
+	outbox_write_end(writer);
 }

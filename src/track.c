@@ -125,20 +125,6 @@ set_limits(EventLimits *limits, TimestampTz now)
 	}
 }
 
-/*
- * The written form could be refused where what it was made of was not: it is
- * longer, and what was at the top may be one level deeper.
- */
-static bool
-may_be_too_large(const EventText *value, const EventLimits *limits)
-{
-	int opened = 0;
-
-	for (size_t i = 0; i < value->len; i++)
-		opened += (value->data[i] | 0x20) == '{'; /* or [ */
-	return value->len > limits->max_bytes || opened > EVENT_DEPTH_MAX;
-}
-
 /* Parse, give an id, bring into the form of the outbox. */
 static EventReason
 make_tracked(const char *json, Size len, const EventLimits *limits, OutboxNew *tracked,
@@ -157,7 +143,12 @@ make_tracked(const char *json, Size len, const EventLimits *limits, OutboxNew *t
 	value = event_format(&event, NULL, arena);
 	if (value.data == NULL)
 		return EVENT_NO_MEMORY;
-	if (may_be_too_large(&value, limits))
+
+	/*
+	 * The written form could be refused where what it was made of was not: it is
+	 * longer, and what was at the top may be one level deeper.
+	 */
+	if (value.len > limits->max_bytes || event.depth + 1 > EVENT_DEPTH_MAX)
 	{
 		reason = event_parse(value.data, value.len, limits, arena, &event, detail);
 		if (reason != EVENT_OK)
@@ -239,7 +230,7 @@ track(FunctionCallInfo fcinfo, const char *user_id)
 	if (reason != EVENT_OK)
 		refuse_event(reason, detail, -1);
 
-	outbox_write(&tracked, 1, now);
+	outbox_write(&tracked, now);
 	result = palloc(sizeof(pg_uuid_t));
 	*result = tracked.event_id;
 	PG_RETURN_UUID_P(result);
@@ -290,8 +281,11 @@ evstream_track_batch(PG_FUNCTION_ARGS)
 	char *on_error;
 	bool dead_letters;
 	EventLimits limits;
-	OutboxNew *tracked;
-	int ntracked = 0;
+	OutboxNew *tracked; /* that wait to be written, their texts in `rows` */
+	int nwaiting = 0;
+	MemoryContext rows;
+	OutboxWriter *writer = NULL;
+	int64 ntracked = 0;
 	int ndead = 0;
 	int64 position = 0;
 	JsonbIterator *it;
@@ -316,8 +310,9 @@ evstream_track_batch(PG_FUNCTION_ARGS)
 
 	prepare_arena();
 	set_limits(&limits, now);
-	tracked = palloc_extended(Max(1, JB_ROOT_COUNT(events)) * sizeof(OutboxNew), MCXT_ALLOC_HUGE);
+	tracked = palloc(Min(Max(1, JB_ROOT_COUNT(events)), OUTBOX_WRITE_ROWS) * sizeof(OutboxNew));
 	initStringInfo(&json);
+	rows = AllocSetContextCreate(CurrentMemoryContext, "evstream batch", ALLOCSET_DEFAULT_SIZES);
 
 	it = JsonbIteratorInit(&events->root);
 	(void) JsonbIteratorNext(&it, &v, true); /* WJB_BEGIN_ARRAY */
@@ -325,6 +320,7 @@ evstream_track_batch(PG_FUNCTION_ARGS)
 	{
 		EventReason reason;
 		char detail[EVENT_DETAIL_SIZE];
+		MemoryContext old = MemoryContextSwitchTo(rows);
 
 		CHECK_FOR_INTERRUPTS();
 		resetStringInfo(&json);
@@ -332,9 +328,10 @@ evstream_track_batch(PG_FUNCTION_ARGS)
 			jsonb_append_text(&json, v.val.binary.data);
 		else
 			jsonb_append_text(&json, &JsonbValueToJsonb(&v)->root);
-		reason = make_tracked(json.data, json.len, &limits, &tracked[ntracked], detail);
+		reason = make_tracked(json.data, json.len, &limits, &tracked[nwaiting], detail);
+		MemoryContextSwitchTo(old);
 		if (reason == EVENT_OK)
-			ntracked++;
+			nwaiting++;
 		else if (dead_letters && reason != EVENT_NO_MEMORY)
 		{
 			write_dead_letter(reason, detail, json.data, json.len, now);
@@ -344,10 +341,29 @@ evstream_track_batch(PG_FUNCTION_ARGS)
 			refuse_event(reason, detail, position);
 		event_arena_reset(arena);
 		position++;
+
+		/* in memory that is used again and again, and not in as much as there are events */
+		if (nwaiting == OUTBOX_WRITE_ROWS)
+		{
+			if (writer == NULL)
+				writer = outbox_write_begin(nwaiting, now);
+			outbox_write_rows(writer, tracked, nwaiting);
+			MemoryContextReset(rows);
+			ntracked += nwaiting;
+			nwaiting = 0;
+		}
 	}
 
-	if (ntracked > 0)
-		outbox_write(tracked, ntracked, now);
+	if (nwaiting > 0)
+	{
+		if (writer == NULL)
+			writer = outbox_write_begin(nwaiting, now);
+		outbox_write_rows(writer, tracked, nwaiting);
+		ntracked += nwaiting;
+	}
+	if (writer != NULL)
+		outbox_write_end(writer);
+	MemoryContextDelete(rows);
 	if (ndead > 0)
 		outbox_count_at_commit(ndead);
 	PG_RETURN_INT64(ntracked);

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "../src/event.h"
+#include "../src/event_json.h"
 #include "event_cases.h"
 
 static int tests;
@@ -372,6 +373,54 @@ test_format(void)
 	report(got.len == strlen(least), "formatted with an empty extra", got.data, least);
 }
 
+/* Each byte that a string can hold, at each place of strings that are short and long. */
+static void
+test_escapes(void)
+{
+	bool good = true;
+
+	for (int len = 0; len <= 40; len++)
+	{
+		for (int at = 0; at < len; at++)
+		{
+			for (int c = 1; c < 256; c++)
+			{
+				/* of its own size, so that a sanitizer sees what reads behind it */
+				char *text = malloc(len);
+				char expected[64];
+				char back[256];
+				char *escaped;
+				size_t size = 0;
+
+				memset(text, c == 'a' ? 'b' : 'a', len);
+				text[at] = (char) c;
+				memcpy(expected, text, at);
+				size = at;
+				if (c == '"' || c == '\\')
+					size += sprintf(expected + size, "\\%c", c);
+				else if (c < 0x20 && strchr("\b\f\n\r\t", c) != NULL)
+					size += sprintf(expected + size, "\\%c", "btn?fr"[c - 8]);
+				else if (c < 0x20)
+					size += sprintf(expected + size, "\\u%04x", c);
+				else
+					expected[size++] = (char) c;
+				memcpy(expected + size, text + at + 1, len - at - 1);
+				size += len - at - 1;
+
+				good &= event_json_escaped_len(text, len) == size;
+				escaped = malloc(size);
+				good &= event_json_escape(escaped, text, len) == escaped + size;
+				good &= memcmp(escaped, expected, size) == 0;
+				good &= event_json_unescape(escaped, size, back) == (size_t) len;
+				good &= memcmp(back, text, len) == 0;
+				free(escaped);
+				free(text);
+			}
+		}
+	}
+	report(good, "escapes at every place", "", "");
+}
+
 static void
 test_small_functions(void)
 {
@@ -478,6 +527,7 @@ main(void)
 	test_frame_and_size();
 	test_limits();
 	test_format();
+	test_escapes();
 	test_small_functions();
 
 	event_arena_free(arena);
