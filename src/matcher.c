@@ -338,7 +338,7 @@ read_changes(Matcher *matcher, uint64 own_xid)
 	take_rows(matcher, changes_plan, values, own_xid);
 }
 
-void
+bool
 matcher_refresh(Matcher *matcher)
 {
 	static bool watching = false;
@@ -364,7 +364,7 @@ matcher_refresh(Matcher *matcher)
 	heard = changes + filter_own_changes();
 	matcher_use_snapshot(matcher, NULL);
 	if (matcher->loaded && told && matcher->relid == table && matcher->changes == heard)
-		return;
+		return false;
 
 	PushActiveSnapshot(GetTransactionSnapshot());
 	own_xid = U64FromFullTransactionId(GetTopFullTransactionIdIfAny());
@@ -389,6 +389,7 @@ matcher_refresh(Matcher *matcher)
 	matcher->changes = IsolationUsesXactSnapshot() ? 0 : heard;
 	matcher->loaded = true;
 	matcher_use_snapshot(matcher, NULL);
+	return true;
 }
 
 /* ---- matching ---- */

@@ -53,9 +53,10 @@ extern void matcher_free(Matcher *matcher);
  * transaction with SPI connected.  Whatever the snapshot of a batch sees that
  * was read before this call is in the matcher after it.  Indexes of subscribers
  * that were given before have no meaning any more, and the filters that hold now
- * count until matcher_use_snapshot().
+ * count until matcher_use_snapshot().  False: there were no changes, and indexes of
+ * subscribers stay.
  */
-extern void matcher_refresh(Matcher *matcher);
+extern bool matcher_refresh(Matcher *matcher);
 
 /*
  * From now on those filters count that this snapshot sees (the text of a

@@ -194,26 +194,60 @@ prepare(void)
 
 /* ---- the loop ---- */
 
-/* Sends what there is; false: not now. */
+/* Reads a chunk, behind the one that is on its way, if any; false: not now. */
 static bool
-send_events(bool *any)
+read_chunk(NotifierChunk *chunk, const NotifierChunk *before)
 {
-	NotifierChunk chunk;
+	ReadUnit unit = {chunk, before};
 
-	*any = false;
-	MemoryContextReset(notifier.chunk_context);
-	if (!worker_run("reading stored events", read_chunk_unit, &chunk, NULL))
+	if (!worker_run("reading stored events", read_chunk_unit, &unit, NULL))
 	{
+		notifier.alone = notifier.nparts;
 		/* it may have found new partitions all the same */
 		cursor_doubt();
 		return false;
 	}
-	if (chunk.any_new)
+	if (notifier.alone > 0)
+		notifier.alone--;
+	if (chunk->any_new)
 		cursor_doubt();
-	if (chunk.part == NULL)
+	return true;
+}
+
+/*
+ * Sends what there is; false: not now.  While Redis takes a full chunk, the next
+ * one is read, and sent only when this one was taken.
+ */
+static bool
+send_events(bool *any)
+{
+	NotifierChunk *chunk = notifier.ahead;
+	NotifierChunk *next = NULL;
+	bool could_read = true;
+
+	*any = false;
+	notifier.ahead = NULL;
+	if (chunk == NULL)
+	{
+		chunk = &notifier.chunks[0];
+		if (!read_chunk(chunk, NULL))
+			return false;
+	}
+	if (chunk->nparts == 0)
 		return true;
 	*any = true;
-	return send_chunk(&chunk);
+	if (!send_chunk_begin(chunk))
+		return false;
+	if (chunk->full)
+	{
+		next = chunk == &notifier.chunks[0] ? &notifier.chunks[1] : &notifier.chunks[0];
+		could_read = read_chunk(next, chunk);
+	}
+	if (!send_chunk_end(chunk) || !could_read)
+		return false;
+	if (next != NULL && next->nparts > 0)
+		notifier.ahead = next;
+	return true;
 }
 
 /* Looks from time to time whether Redis is there, and still holds what we know. */
@@ -271,11 +305,18 @@ evstream_notifier_main(Datum main_arg)
 
 	notifier.context =
 		AllocSetContextCreate(TopMemoryContext, "evstream notifier", ALLOCSET_DEFAULT_SIZES);
-	notifier.chunk_context =
-		AllocSetContextCreate(notifier.context, "evstream chunk", ALLOCSET_DEFAULT_SIZES);
-	notifier.arena = event_arena_create();
-	if (notifier.arena == NULL)
-		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	notifier.scratch =
+		AllocSetContextCreate(notifier.context, "evstream calls", ALLOCSET_DEFAULT_SIZES);
+	for (int i = 0; i < (int) lengthof(notifier.chunks); i++)
+	{
+		NotifierChunk *chunk = &notifier.chunks[i];
+
+		chunk->context =
+			AllocSetContextCreate(notifier.context, "evstream chunk", ALLOCSET_DEFAULT_SIZES);
+		chunk->arena = event_arena_create();
+		if (chunk->arena == NULL)
+			ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	}
 	notifier.matcher = matcher_create(notifier.context);
 	listen_begin(setting_list(setting_notify_channels));
 	prepare();

@@ -30,7 +30,8 @@
 /* Limits of one chunk; a single event may go beyond them. */
 #define CHUNK_DELIVERIES 5000
 #define CHUNK_BYTES      (4 * 1024 * 1024)
-#define CHUNK_EVENTS     10000
+#define CHUNK_EVENTS     10000 /* below 65536, as two bytes name one to the script */
+#define CHUNK_PARTS      32
 
 /* An event up to which all were sent. */
 typedef struct NotifierCursor
@@ -76,12 +77,24 @@ typedef struct NotifierDelivery
 	int subscriber;
 } NotifierDelivery;
 
-/* What one call of the script sends, in the notifier's chunk context. */
+/* A partition that a chunk has events of, and where it is behind them. */
+typedef struct NotifierPart
+{
+	NotifierPartition *part;
+	NotifierPlace after;
+	char cursor[CURSOR_SIZE]; /* that, as Redis has it */
+} NotifierPart;
+
+/* What one call of the script sends, in its context and arena. */
 typedef struct NotifierChunk
 {
-	NotifierPartition *part; /* NULL: there is nothing to send */
-	NotifierPlace after;
+	MemoryContext context;
+	EventArena *arena;
+	int nparts; /* 0: there is nothing to send */
+	NotifierPart parts[CHUNK_PARTS];
 	bool any_new;      /* partitions were found that are to be compared with Redis */
+	bool full;         /* there is likely to be more */
+	bool more;         /* likewise, or not all was looked at */
 	XLogRecPtr logged; /* so far the log holds what was read */
 	int64 nread;       /* events that it passes */
 	int64 ndeliveries;
@@ -122,9 +135,10 @@ typedef enum NotifierProblem
 
 typedef struct Notifier
 {
-	MemoryContext context;       /* as long as the process */
-	MemoryContext chunk_context; /* reset at each chunk */
-	EventArena *arena;           /* likewise */
+	MemoryContext context; /* as long as the process */
+	MemoryContext scratch; /* of what is done between chunks */
+	NotifierChunk chunks[2];
+	NotifierChunk *ahead; /* read while the one before it was sent; NULL: none */
 	Matcher *matcher;
 	RedisClient *client;
 	bool checked; /* owner and cursors were compared since the connection */
@@ -132,6 +146,7 @@ typedef struct Notifier
 	NotifierPartition **parts;
 	int nparts;
 	int next_part;
+	int alone; /* so many chunks are to be of one partition, as one could not be read */
 
 	Owner owner; /* this database, as last read */
 	int64 epoch; /* milliseconds; the highest that was given, or more */
@@ -174,6 +189,14 @@ extern RedisStatus link_call(int argc, const char **argv, const size_t *lens, lo
 extern RedisStatus link_script(const char *script, int nkeys, int argc, const char **argv,
 							   const size_t *lens, long timeout_ms, RedisReply **reply);
 
+/*
+ * The same in two steps, between which Redis works: the call goes out, and then its
+ * answer is waited for.  All that was given has to live until then.
+ */
+extern RedisStatus link_script_begin(const char *script, int nkeys, int argc, const char **argv,
+									 const size_t *lens, long timeout_ms);
+extern RedisStatus link_script_end(RedisReply **reply);
+
 /* Computes what Redis calls the scripts; in a transaction, before the first of them. */
 extern void link_name_scripts(void);
 
@@ -192,7 +215,13 @@ extern bool link_alive(void);
 /* Finds the partitions; a unit of work. True in *arg: there are new ones. */
 extern void read_partitions_unit(void *arg);
 
-/* The next chunk into a NotifierChunk; a unit of work. */
+typedef struct ReadUnit
+{
+	NotifierChunk *chunk;
+	const NotifierChunk *before; /* on its way to Redis, or NULL */
+} ReadUnit;
+
+/* The next chunk; a unit of work on a ReadUnit. */
 extern void read_chunk_unit(void *arg);
 
 /* ---- notifier_cursor.c ---- */
@@ -211,8 +240,11 @@ extern void cursor_format(const NotifierCursor *cursor, char *buf);
 
 /* ---- notifier_send.c ---- */
 
-/* Sends a chunk; true if it was taken. */
-extern bool send_chunk(NotifierChunk *chunk);
+/* Sends a chunk; false: not now, and what came of it is to be asked for. */
+extern bool send_chunk_begin(NotifierChunk *chunk);
+
+/* Waits for the answer; true if the chunk was taken. */
+extern bool send_chunk_end(NotifierChunk *chunk);
 
 /* Are there keys that are not in the way of a stream any more? */
 extern void send_look_at_asides(void);

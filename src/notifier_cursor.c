@@ -318,8 +318,9 @@ cursor_check(void)
 
 	if (notifier.checked)
 		return true;
-	MemoryContextReset(notifier.chunk_context);
-	old = MemoryContextSwitchTo(notifier.chunk_context);
+	notifier.ahead = NULL;
+	MemoryContextReset(notifier.scratch);
+	old = MemoryContextSwitchTo(notifier.scratch);
 
 	if (!worker_run("reading the identity", owner_unit, &self, NULL) ||
 		!worker_run("finding the partitions", read_partitions_unit, &new_parts, NULL))

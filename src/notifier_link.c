@@ -265,18 +265,23 @@ wait_for_reply(int64 until, RedisStatus *status)
 
 /* ---- calls ---- */
 
-RedisStatus
-link_call(int argc, const char **argv, const size_t *lens, long timeout_ms, RedisReply **reply)
+static RedisStatus
+call_begin(int argc, const char **argv, const size_t *lens, long timeout_ms, int64 *until)
 {
-	int64 until = clock_us() + timeout_ms * INT64CONST(1000);
 	RedisStatus status;
 
-	*reply = NULL;
+	*until = clock_us() + timeout_ms * INT64CONST(1000);
 	if (!redis_command(notifier.client, argc, argv, lens))
 		return fault(RSTATUS_FAILED, "out of memory");
 	status = redis_advance(notifier.client);
-	if (status != RSTATUS_OK)
-		return fault(status, redis_error(notifier.client));
+	return status == RSTATUS_OK ? status : fault(status, redis_error(notifier.client));
+}
+
+static RedisStatus
+call_end(int64 until, RedisReply **reply)
+{
+	RedisStatus status;
+
 	*reply = wait_for_reply(until, &status);
 	if (*reply == NULL)
 		return status;
@@ -290,6 +295,16 @@ link_call(int argc, const char **argv, const size_t *lens, long timeout_ms, Redi
 	}
 	answered();
 	return RSTATUS_OK;
+}
+
+RedisStatus
+link_call(int argc, const char **argv, const size_t *lens, long timeout_ms, RedisReply **reply)
+{
+	int64 until;
+	RedisStatus status = call_begin(argc, argv, lens, timeout_ms, &until);
+
+	*reply = NULL;
+	return status == RSTATUS_OK ? call_end(until, reply) : status;
 }
 
 /* Scripts, and their SHA1 in hexadecimal, by which Redis knows them. */
@@ -320,41 +335,82 @@ link_name_scripts(void)
 	}
 }
 
+/* The call that is on its way. */
+static struct
+{
+	const char *script;
+	char nkeys[16];
+	int argc;
+	const char **argv;
+	size_t *lens;
+	long timeout_ms;
+	int64 until;
+} pending;
+
 RedisStatus
-link_script(const char *script, int nkeys, int argc, const char **argv, const size_t *lens,
-			long timeout_ms, RedisReply **reply)
+link_script_begin(const char *script, int nkeys, int argc, const char **argv, const size_t *lens,
+				  long timeout_ms)
 {
 	int n = 0;
-	char number[16];
-	const char **all = MemoryContextAllocHuge(CurrentMemoryContext, (argc + 3) * sizeof(char *));
-	size_t *all_lens = MemoryContextAllocHuge(CurrentMemoryContext, (argc + 3) * sizeof(size_t));
 	RedisStatus status;
 
 	while (n < (int) lengthof(names) - 1 && names[n].script != script)
 		n++;
-	snprintf(number, sizeof(number), "%d", nkeys);
-	all[0] = "EVALSHA";
-	all[1] = names[n].name;
-	all[2] = number;
-	memcpy(all + 3, argv, argc * sizeof(char *));
-	for (int i = 0; i < 3; i++)
-		all_lens[i] = strlen(all[i]);
-	for (int i = 0; i < argc; i++)
-		all_lens[i + 3] = lens ? lens[i] : strlen(argv[i]);
-	status = link_call(argc + 3, all, all_lens, timeout_ms, reply);
+	pending.script = script;
+	pending.timeout_ms = timeout_ms;
+	pending.argc = argc + 3;
+	pending.argv = MemoryContextAllocHuge(CurrentMemoryContext, pending.argc * sizeof(char *));
+	pending.lens = MemoryContextAllocHuge(CurrentMemoryContext, pending.argc * sizeof(size_t));
+	snprintf(pending.nkeys, sizeof(pending.nkeys), "%d", nkeys);
+	pending.argv[0] = "EVALSHA";
+	pending.argv[1] = names[n].name;
+	pending.argv[2] = pending.nkeys;
+	memcpy(pending.argv + 3, argv, argc * sizeof(char *));
+	for (int i = 0; i < pending.argc; i++)
+		pending.lens[i] = lens && i >= 3 ? lens[i - 3] : strlen(pending.argv[i]);
+
+	status = call_begin(pending.argc, pending.argv, pending.lens, timeout_ms, &pending.until);
+	/* Redis has to have all of it before it begins */
+	while (status == RSTATUS_OK && redis_wants_write(notifier.client))
+		status = advance(pending.until);
+	return status;
+}
+
+RedisStatus
+link_script_end(RedisReply **reply)
+{
+	RedisStatus status = RSTATUS_OK;
+
+	*reply = NULL;
+	/* the answer may have come in time, while we were busy */
+	if (clock_us() >= pending.until)
+		status = redis_advance(notifier.client);
+	if (status != RSTATUS_OK)
+		return fault(status, redis_error(notifier.client));
+	status = call_end(pending.until, reply);
 	if (status == RSTATUS_NOSCRIPT)
 	{
-		all[0] = "EVAL";
-		all[1] = script;
-		all_lens[0] = strlen(all[0]);
-		all_lens[1] = strlen(all[1]);
-		status = link_call(argc + 3, all, all_lens, timeout_ms, reply);
+		pending.argv[0] = "EVAL";
+		pending.argv[1] = pending.script;
+		pending.lens[0] = strlen(pending.argv[0]);
+		pending.lens[1] = strlen(pending.argv[1]);
+		status = link_call(pending.argc, pending.argv, pending.lens, pending.timeout_ms, reply);
 	}
-	pfree(all);
-	pfree(all_lens);
+	pfree(pending.argv);
+	pfree(pending.lens);
 	if (status == RSTATUS_OK)
 		tell(RSTATUS_OK, NULL);
 	return status;
+}
+
+RedisStatus
+link_script(const char *script, int nkeys, int argc, const char **argv, const size_t *lens,
+			long timeout_ms, RedisReply **reply)
+{
+	RedisStatus status = link_script_begin(script, nkeys, argc, argv, lens, timeout_ms);
+
+	*reply = NULL;
+	return status == RSTATUS_OK ? link_script_end(reply) : status;
 }
 
 /* ---- notifications ---- */

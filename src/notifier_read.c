@@ -35,7 +35,7 @@
 #define PARTITIONS_EVERY USECS_PER_SEC
 
 /* Of the number of an event in the list of a subscriber, about */
-#define DELIVERY_BYTES 5
+#define DELIVERY_BYTES 2
 
 /* Memory of one event is given back so often */
 #define SCRATCH_BYTES (1024 * 1024)
@@ -273,7 +273,8 @@ text_of_cstring(char *text)
 
 /* The event as JSON, in the arena. */
 static EventText
-format_event(const NotifierPartition *part, Datum *values, bool *nulls, const MatchEvent *match)
+format_event(const NotifierPartition *part, Datum *values, bool *nulls, const MatchEvent *match,
+			 EventArena *arena)
 {
 	Event event = {0};
 	StringInfoData extra;
@@ -304,7 +305,7 @@ format_event(const NotifierPartition *part, Datum *values, bool *nulls, const Ma
 	}
 	appendStringInfo(&extra, "\"log_partition\":%d,\"log_offset\":" INT64_FORMAT, part->partition,
 					 DatumGetInt64(values[COL_LOG_OFFSET]));
-	result = event_format(&event, extra.data, notifier.arena);
+	result = event_format(&event, extra.data, arena);
 	if (result.data == NULL)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 	return result;
@@ -335,10 +336,9 @@ number_of(NotifierChunk *chunk, int index)
 			chunk->subscribers =
 				chunk->subscribers
 					? repalloc_huge(chunk->subscribers, chunk->subscribers_size * sizeof(char *))
-					: MemoryContextAlloc(notifier.chunk_context,
-										 chunk->subscribers_size * sizeof(char *));
+					: MemoryContextAlloc(chunk->context, chunk->subscribers_size * sizeof(char *));
 		}
-		chunk->subscribers[chunk->nsubscribers] = MemoryContextStrdup(notifier.chunk_context, name);
+		chunk->subscribers[chunk->nsubscribers] = MemoryContextStrdup(chunk->context, name);
 		numbers[index] = ++chunk->nsubscribers;
 		chunk->bytes += strlen(name);
 	}
@@ -346,7 +346,7 @@ number_of(NotifierChunk *chunk, int index)
 }
 
 static void
-add_event(NotifierChunk *chunk, Datum *values, bool *nulls)
+add_event(NotifierChunk *chunk, const NotifierPartition *part, Datum *values, bool *nulls)
 {
 	MatchEvent match;
 	const int *matched;
@@ -368,7 +368,7 @@ add_event(NotifierChunk *chunk, Datum *values, bool *nulls)
 		chunk->events_size = Max(64, chunk->events_size * 2);
 		if (chunk->events == NULL)
 			chunk->events =
-				MemoryContextAlloc(notifier.chunk_context, chunk->events_size * sizeof(EventText));
+				MemoryContextAlloc(chunk->context, chunk->events_size * sizeof(EventText));
 		else
 			chunk->events = repalloc(chunk->events, chunk->events_size * sizeof(EventText));
 	}
@@ -378,9 +378,8 @@ add_event(NotifierChunk *chunk, Datum *values, bool *nulls)
 
 		chunk->deliveries_size = Max(chunk->ndeliveries + n, chunk->deliveries_size * 2);
 		bytes = chunk->deliveries_size * sizeof(NotifierDelivery);
-		chunk->deliveries = chunk->deliveries
-								? repalloc_huge(chunk->deliveries, bytes)
-								: MemoryContextAllocHuge(notifier.chunk_context, bytes);
+		chunk->deliveries = chunk->deliveries ? repalloc_huge(chunk->deliveries, bytes)
+											  : MemoryContextAllocHuge(chunk->context, bytes);
 	}
 
 	for (int i = 0; i < n; i++)
@@ -390,7 +389,7 @@ add_event(NotifierChunk *chunk, Datum *values, bool *nulls)
 		delivery->event = chunk->nevents;
 		delivery->subscriber = number_of(chunk, matched[i]);
 	}
-	chunk->events[chunk->nevents] = format_event(chunk->part, values, nulls, &match);
+	chunk->events[chunk->nevents] = format_event(part, values, nulls, &match, chunk->arena);
 	chunk->bytes += chunk->events[chunk->nevents].len + n * DELIVERY_BYTES;
 	chunk->nevents++;
 }
@@ -410,9 +409,11 @@ static int64 row_limit = READ_ROWS;
  * its end.
  */
 static bool
-read_batch(NotifierChunk *chunk, const ReadBatch *batch, MemoryContext scratch)
+read_batch(NotifierChunk *chunk, NotifierPart *reading, const ReadBatch *batch,
+		   MemoryContext scratch)
 {
-	NotifierPlace *place = &chunk->after;
+	const NotifierPartition *part = reading->part;
+	NotifierPlace *place = &reading->after;
 	NotifierCursor *cursor = &place->cursor;
 
 	/* offsets come again after a forced seek: what was read of it is known by the batch */
@@ -430,8 +431,8 @@ read_batch(NotifierChunk *chunk, const ReadBatch *batch, MemoryContext scratch)
 	for (;;)
 	{
 		int64 limit = row_limit;
-		Datum args[7] = {Int32GetDatum(chunk->part->log_id),
-						 Int32GetDatum(chunk->part->partition),
+		Datum args[7] = {Int32GetDatum(part->log_id),
+						 Int32GetDatum(part->partition),
 						 TimestampTzGetDatum(cursor->any ? cursor->received_at : DT_NOBEGIN),
 						 TimestampTzGetDatum(batch->last_received_at),
 						 Int64GetDatum(limit),
@@ -453,7 +454,7 @@ read_batch(NotifierChunk *chunk, const ReadBatch *batch, MemoryContext scratch)
 				return false;
 			}
 			heap_deform_tuple(rows->vals[row], rows->tupdesc, values, nulls);
-			add_event(chunk, values, nulls);
+			add_event(chunk, part, values, nulls);
 			cursor->any = true;
 			cursor->received_at = DatumGetTimestampTz(values[COL_RECEIVED_AT]);
 			cursor->event_id = *DatumGetUUIDP(values[COL_EVENT_ID]);
@@ -471,82 +472,139 @@ read_batch(NotifierChunk *chunk, const ReadBatch *batch, MemoryContext scratch)
 	}
 }
 
-/* Fills the chunk from one partition. */
-static void
-read_partition(NotifierChunk *chunk, NotifierPartition *part, MemoryContext scratch)
+/*
+ * Fills the chunk from one partition; false: the filters have changed since it was
+ * begun, so that it has to go first.
+ */
+static bool
+read_partition(NotifierChunk *chunk, NotifierPart *reading, MemoryContext scratch)
 {
+	NotifierPlace *after = &reading->after;
+	int64 before = chunk->nread;
 	int nbatches;
 	ReadBatch *batches;
 
-	chunk->part = part;
-	chunk->after = part->place;
-	if (!chunk->after.placed && !find_place(part, &chunk->after))
-		return;
+	if (!after->placed && !find_place(reading->part, after))
+		return true;
 	do
 	{
-		batches = read_batches(part, &chunk->after, &nbatches);
+		batches = read_batches(reading->part, after, &nbatches);
 		/* after the batches: what their snapshots saw is there now */
-		if (nbatches > 0)
-			matcher_refresh(notifier.matcher);
+		if (nbatches > 0 && matcher_refresh(notifier.matcher) && chunk->nsubscribers > 0)
+			return false;
 		for (int i = 0; i < nbatches; i++)
 		{
 			matcher_use_snapshot(notifier.matcher, batches[i].snapshot);
-			if (!read_batch(chunk, &batches[i], scratch))
-				return;
-			chunk->after.from_offset = batches[i].to_offset;
-			chunk->after.inside = false;
-			chunk->after.by_time = false;
-			chunk->after.passed_at = Max(chunk->after.passed_at, batches[i].last_received_at);
+			if (!read_batch(chunk, reading, &batches[i], scratch))
+				return true;
+			after->from_offset = batches[i].to_offset;
+			after->inside = false;
+			after->by_time = false;
+			after->passed_at = Max(after->passed_at, batches[i].last_received_at);
 			if (chunk_is_full(chunk))
-				return;
+				return true;
 		}
 		worker_check();
-	} while (nbatches == READ_BATCHES && chunk->nread == 0);
+	} while (nbatches == READ_BATCHES && chunk->nread == before);
+	chunk->more |= nbatches == READ_BATCHES;
+	return true;
+}
+
+/* Where a partition is behind the chunk that is on its way; NULL: that has none of it. */
+static const NotifierPlace *
+place_behind(const NotifierChunk *before, const NotifierPartition *part)
+{
+	for (int i = 0; before != NULL && i < before->nparts; i++)
+	{
+		if (before->parts[i].part == part)
+			return &before->parts[i].after;
+	}
+	return NULL;
 }
 
 static void
-read_chunk(NotifierChunk *chunk)
+begin_chunk(NotifierChunk *chunk)
+{
+	MemoryContext context = chunk->context;
+	EventArena *arena = chunk->arena;
+
+	MemoryContextReset(context);
+	event_arena_reset(arena);
+	memset(chunk, 0, sizeof(*chunk));
+	chunk->context = context;
+	chunk->arena = arena;
+	if (numbers != NULL)
+		memset(numbers, 0, numbers_size * sizeof(int));
+}
+
+/* Of all partitions in turn, so that none waits for the others. */
+static void
+read_chunk(NotifierChunk *chunk, const NotifierChunk *before)
 {
 	MemoryContext scratch =
 		AllocSetContextCreate(CurrentMemoryContext, "evstream event", ALLOCSET_DEFAULT_SIZES);
+	int64 most = 0;
 
-	memset(chunk, 0, sizeof(*chunk));
-	if (numbers != NULL)
-		memset(numbers, 0, numbers_size * sizeof(int));
-	event_arena_reset(notifier.arena);
+	begin_chunk(chunk);
 	prepare_plans();
 
-	for (int i = 0; i < notifier.nparts; i++)
+	for (int i = 0; i < notifier.nparts && !chunk->full; i++)
 	{
-		NotifierPartition *part = notifier.parts[notifier.next_part % notifier.nparts];
+		int at = notifier.next_part % notifier.nparts;
+		NotifierPartition *part = notifier.parts[at];
+		const NotifierPlace *behind = place_behind(before, part);
+		NotifierPart *reading;
+		int64 nread = chunk->nread;
 
-		notifier.next_part = (notifier.next_part + 1) % notifier.nparts;
-		read_partition(chunk, part, scratch);
-		if (chunk->nread > 0)
+		if (chunk->nparts == CHUNK_PARTS || (chunk->nparts > 0 && notifier.alone > 0))
 		{
-			row_limit = Min(Max(chunk->nread, 20), READ_ROWS);
-			return;
+			chunk->more = true;
+			break;
 		}
-		/* batches without events: nothing to tell Redis */
-		part->place = chunk->after;
-		if (part->place.passed_at != 0)
-			status_notified(part->log_id, part->partition, part->place.passed_at);
+		/* before it is read, as an error of one is not to keep back the others */
+		notifier.next_part = (at + 1) % notifier.nparts;
+		reading = &chunk->parts[chunk->nparts];
+		reading->part = part;
+		reading->after = behind ? *behind : part->place;
+		if (!read_partition(chunk, reading, scratch))
+		{
+			notifier.next_part = at;
+			chunk->more = true;
+			break;
+		}
+		chunk->full = chunk_is_full(chunk);
+		nread = chunk->nread - nread;
+		if (nread > 0)
+		{
+			most = Max(most, nread);
+			chunk->nparts++;
+		}
+		else if (behind == NULL)
+		{
+			/* batches without events: nothing to tell Redis */
+			part->place = reading->after;
+			if (part->place.passed_at != 0)
+				status_notified(part->log_id, part->partition, part->place.passed_at);
+		}
 	}
-	chunk->part = NULL;
+	chunk->more |= chunk->full;
+	if (most > 0)
+		row_limit = Min(Max(most, 20), READ_ROWS);
 }
 
 void
 read_chunk_unit(void *arg)
 {
 	static int64 looked = 0;
-	NotifierChunk *chunk = arg;
+	ReadUnit *unit = arg;
+	NotifierChunk *chunk = unit->chunk;
 	int64 now;
 
-	read_chunk(chunk);
+	read_chunk(chunk, unit->before);
 
 	/* after the reading, as it is what comes last that a wake-up is answered by */
 	now = clock_us();
-	if (chunk->part != NULL && now >= looked && now < looked + PARTITIONS_EVERY)
+	if (chunk->nparts > 0 && now >= looked && now < looked + PARTITIONS_EVERY)
 		return;
 	read_partitions_unit(&chunk->any_new);
 	looked = now;

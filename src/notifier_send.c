@@ -11,6 +11,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "port/pg_bswap.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -218,15 +219,16 @@ begin_args(int64 count)
 	argc = 0;
 }
 
-/* For each subscriber the numbers of its events, from 1, ascending. */
+/* For each subscriber the numbers of its events, from 1, ascending, of two bytes. */
 static void
 add_lists(const NotifierChunk *chunk)
 {
 	int64 *ends = palloc0(Max(1, chunk->nsubscribers) * sizeof(int64)); /* of its part of events */
-	int *events =
-		MemoryContextAllocHuge(CurrentMemoryContext, Max(1, chunk->ndeliveries) * sizeof(int));
-	char *text = MemoryContextAllocHuge(CurrentMemoryContext, 12 * Max(1, chunk->ndeliveries));
+	uint16 *events =
+		MemoryContextAllocHuge(CurrentMemoryContext, Max(1, chunk->ndeliveries) * sizeof(uint16));
 	int64 from = 0;
+
+	StaticAssertStmt(CHUNK_EVENTS < PG_UINT16_MAX, "an event's number needs more than two bytes");
 
 	for (int64 i = 0; i < chunk->ndeliveries; i++)
 		ends[chunk->deliveries[i].subscriber]++;
@@ -238,59 +240,53 @@ add_lists(const NotifierChunk *chunk)
 		from += count;
 	}
 	for (int64 i = 0; i < chunk->ndeliveries; i++)
-		events[ends[chunk->deliveries[i].subscriber]++] = chunk->deliveries[i].event + 1;
+		events[ends[chunk->deliveries[i].subscriber]++] =
+			pg_hton16((uint16) (chunk->deliveries[i].event + 1));
 	from = 0;
 	for (int s = 0; s < chunk->nsubscribers; s++)
 	{
-		char *end = text;
-
-		for (; from < ends[s]; from++)
-		{
-			end += pg_ltoa(events[from], end);
-			*end++ = ' ';
-		}
-		add_arg(text, end - text);
-		text = end;
+		add_arg((const char *) (events + from), (ends[s] - from) * sizeof(uint16));
+		from = ends[s];
 	}
-	pfree(events);
 	pfree(ends);
 }
 
 static void
-build_args(const NotifierChunk *chunk, const char *after)
+build_args(const NotifierChunk *chunk)
 {
-	const NotifierPartition *part = chunk->part;
 	const char *prefix = notifier_name("stream:", "");
 
-	begin_args(11 + (int64) chunk->nevents + 2 * (int64) chunk->nsubscribers);
+	begin_args(9 + 3 * (int64) chunk->nparts + (int64) chunk->nevents +
+			   2 * (int64) chunk->nsubscribers);
 	add_text(notifier_name("state", ""));
 	for (int i = 0; i < chunk->nsubscribers; i++)
 		add_text(psprintf("%s%s", prefix, chunk->subscribers[i]));
 	add_text(notifier.owner.mark);
-	add_text(psprintf("c:%d:%d", part->log_id, part->partition));
-	add_text(part->sent);
-	add_text(after);
 	add_number(least_epoch());
 	add_number(setting_stream_maxlen);
 	add_number(strlen(prefix) + 1);
 	add_text(notifier_name("notify:", ""));
 	add_text(setting_publish_all ? notifier_name("events", "") : "");
 	add_number(chunk->nevents);
+	add_number(chunk->nparts);
+	for (int i = 0; i < chunk->nparts; i++)
+	{
+		const NotifierPartition *part = chunk->parts[i].part;
+
+		add_text(psprintf("c:%d:%d", part->log_id, part->partition));
+		add_text(part->sent);
+		add_text(chunk->parts[i].cursor);
+	}
 	for (int i = 0; i < chunk->nevents; i++)
 		add_arg(chunk->events[i].data, chunk->events[i].len);
 	add_lists(chunk);
 }
 
 bool
-send_chunk(NotifierChunk *chunk)
+send_chunk_begin(NotifierChunk *chunk)
 {
-	NotifierPartition *part = chunk->part;
-	MemoryContext old = MemoryContextSwitchTo(notifier.chunk_context);
-	char after[CURSOR_SIZE];
-	RedisReply *reply;
+	MemoryContext old = MemoryContextSwitchTo(chunk->context);
 	RedisStatus status;
-	RedisSent sent;
-	bool done;
 
 	/*
 	 * Consumers commit asynchronously: a crash must not take back what is sent.
@@ -298,27 +294,53 @@ send_chunk(NotifierChunk *chunk)
 	 */
 	XLogFlush(chunk->logged);
 
-	cursor_format(&chunk->after.cursor, after);
-	build_args(chunk, after);
-	status_notifying(part->log_id, part->partition, chunk->after.cursor.received_at);
-	status = link_script(
-		notifier_script_send, 1 + chunk->nsubscribers, argc, argv, lens,
-		LINK_COMMAND_MS * (1 + (long) (chunk->ndeliveries / DELIVERIES_PER_TIMEOUT)), &reply);
+	for (int i = 0; i < chunk->nparts; i++)
+	{
+		NotifierPart *p = &chunk->parts[i];
+
+		cursor_format(&p->after.cursor, p->cursor);
+		status_notifying(p->part->log_id, p->part->partition, p->after.cursor.received_at);
+	}
+	build_args(chunk);
+	status = link_script_begin(notifier_script_send, 1 + chunk->nsubscribers, argc, argv, lens,
+							   LINK_COMMAND_MS *
+								   (1 + (long) (chunk->ndeliveries / DELIVERIES_PER_TIMEOUT)));
+	MemoryContextSwitchTo(old);
+	if (status == RSTATUS_OK)
+		return true;
+	/* what came of it is asked for */
+	cursor_doubt();
+	return false;
+}
+
+bool
+send_chunk_end(NotifierChunk *chunk)
+{
+	MemoryContext old = MemoryContextSwitchTo(chunk->context);
+	RedisReply *reply;
+	RedisStatus status = link_script_end(&reply);
+	RedisSent sent;
+	bool done;
+
 	MemoryContextSwitchTo(old);
 	if (status != RSTATUS_OK)
 	{
-		/* what came of it is asked for */
 		cursor_doubt();
 		return false;
 	}
 	done = redis_answer_is_ok(reply);
 	if (done)
 	{
-		part->place = chunk->after;
-		strlcpy(part->sent, after, sizeof(part->sent));
 		redis_answer_sent(reply, &sent);
 		notifier.epoch = Max(notifier.epoch, sent.epoch);
-		status_notified(part->log_id, part->partition, part->place.passed_at);
+		for (int i = 0; i < chunk->nparts; i++)
+		{
+			NotifierPart *p = &chunk->parts[i];
+
+			p->part->place = p->after;
+			strlcpy(p->part->sent, p->cursor, sizeof(p->part->sent));
+			status_notified(p->part->log_id, p->part->partition, p->after.passed_at);
+		}
 		status_count(chunk->nread, 1);
 		look_at_asides(reply, &sent, chunk);
 		look_at_publications(&sent, chunk);
@@ -364,7 +386,7 @@ find_former_unit(void *arg)
 		"    AND NOT pg_catalog.pg_visible_in_snapshot(f.ended_xid, b.snapshot))"
 		" LIMIT " CppAsString2(EXPIRY_ROWS),
 		0, NULL, NULL, NULL, SPI_OK_SELECT);
-	old = MemoryContextSwitchTo(notifier.chunk_context);
+	old = MemoryContextSwitchTo(notifier.scratch);
 	for (uint64 row = 0; row < n; row++)
 		unit->subscribers[unit->n++] = TextDatumGetCString(sql_column(row, 1, NULL));
 	MemoryContextSwitchTo(old);
@@ -403,11 +425,11 @@ send_expiry(void)
 	if (now >= last && now < last + EXPIRY_EVERY)
 		return;
 	last = now;
-	MemoryContextReset(notifier.chunk_context);
+	MemoryContextReset(notifier.scratch);
 	if (!worker_run("looking for former subscribers", find_former_unit, &unit, NULL) || unit.n == 0)
 		return;
 	/* as the mark is in the tables only when it is flushed, a crash may do it twice */
-	old = MemoryContextSwitchTo(notifier.chunk_context);
+	old = MemoryContextSwitchTo(notifier.scratch);
 	begin_args(3 + 2 * unit.n);
 	add_text(notifier_name("state", ""));
 	for (int i = 0; i < unit.n; i++)

@@ -156,9 +156,48 @@ cmp_ok((split(/-/, $entries[0][0]))[0], '>', $epoch, 'of a new epoch');
 sql(q{SELECT evstream_unsubscribe('all:"quoted"')});
 is(health(), 'ok', 'health is well');
 
+# ---- More than one call takes ----
+
+my $restarts = sql(q{SELECT restarts FROM evstream_workers WHERE role = 'notifier'});
+sql(q{ALTER SYSTEM SET evstream.publish_all = off});
+sql(q{ALTER SYSTEM SET evstream.stream_maxlen = 200});
+$node->reload;
+ok(wait_for_sql($node, 'postgres', qq{SELECT count(*) FROM evstream_workers WHERE role = 'notifier' AND restarts > $restarts AND state = 'idle'}, 1),
+	'the notifier takes the settings');
+my $nodes = (redis_lines('CONFIG', 'GET', 'stream-node-max-entries'))[1];
+redis_cli('CONFIG', 'SET', 'stream-node-max-entries', 10);    # so that a call of XADD takes at most 1,000 away
+my $messages = scratch_dir() . '/messages';
+$listener = IPC::Run::start([ 'redis-cli', '-p', redis_port(), 'SUBSCRIBE', 'evstream:notify:bulk' ], '<', \undef, '>', $messages);
+my $listening = time() + 60;
+sleep(0.1) until slurp_file($messages) =~ /subscribe/ || time() > $listening;
+sql(q{SELECT evstream_subscribe('bulk', ARRAY['bulk']);
+	SELECT evstream_track_batch(jsonb_agg(jsonb_build_object('user_id', 'u', 'event_type', 'bulk', 'properties', jsonb_build_object('n', i)) ORDER BY i))
+	FROM generate_series(1, 12000) i});
+settle('12,000 events to one subscriber');
+$listening = time() + 60;
+sleep(0.1) until slurp_file($messages) =~ /"seq": 12000,/ || time() > $listening;
+$listener->kill_kill;
+my (%bulk, $said, $wrong);
+foreach my $line (grep { /^\{/ } split(/\n/, slurp_file($messages)))
+{
+	my ($e, $seq, $number) = $line =~ /^\{"epoch": (\d+), "seq": (\d+), "subscriber_id": "bulk", "event": \{.*"n": ?(\d+)\}.*\}\}$/;
+	$bulk{ $e // 'none' } = 1;
+	$said++;
+	$wrong //= $line if !defined $number || $seq != $said || $number != $said;
+}
+is($said, 12000, 'each of them is published');
+is($wrong, undef, 'with the next sequence, in order');
+is(scalar(keys %bulk), 1, 'in one epoch');
+@entries = redis_stream('evstream:stream:bulk');
+cmp_ok(scalar(@entries), '<=', 210, 'the stream is trimmed to its length, about');
+cmp_ok(scalar(@entries), '>=', 200, 'and not to less');
+is($entries[-1][0], (keys %bulk)[0] . '-12000', 'its last id is that of the last message');
+is(scalar(grep { $_->[0] !~ /-(\d+)$/ || $_->[1] !~ /"n": ?$1\}/ } @entries), 0, 'each entry has the event of its sequence');
+redis_cli('CONFIG', 'SET', 'stream-node-max-entries', $nodes);
+sql(q{SELECT evstream_unsubscribe('bulk')});
+
 # ---- Random filters and the truth of SQL, while notifier and Redis are killed in turn ----
 
-sql(q{ALTER SYSTEM SET evstream.publish_all = off});
 sql(q{ALTER SYSTEM SET evstream.stream_maxlen = 1000000});
 $node->reload;
 random_filters($node, 1000);
