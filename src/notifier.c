@@ -200,6 +200,7 @@ read_chunk(NotifierChunk *chunk, const NotifierChunk *before)
 {
 	ReadUnit unit = {chunk, before};
 
+	(void) worker_woken();
 	if (!worker_run("reading stored events", read_chunk_unit, &unit, NULL))
 	{
 		notifier.alone = notifier.nparts;
@@ -215,8 +216,9 @@ read_chunk(NotifierChunk *chunk, const NotifierChunk *before)
 }
 
 /*
- * Sends what there is; false: not now.  While Redis takes a full chunk, the next
- * one is read, and sent only when this one was taken.
+ * Sends what there is; false: not now.  True in *any: there may be more.  While
+ * Redis takes a full chunk, the next one is read, and sent only when this one was
+ * taken.
  */
 static bool
 send_events(bool *any)
@@ -247,6 +249,8 @@ send_events(bool *any)
 		return false;
 	if (next != NULL && next->nparts > 0)
 		notifier.ahead = next;
+	/* nothing that was not read, and nothing new since? */
+	*any = chunk->more || worker_woken();
 	return true;
 }
 

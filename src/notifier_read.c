@@ -182,12 +182,19 @@ static bool
 find_place(const NotifierPartition *part, NotifierPlace *place)
 {
 	Oid types[] = {INT4OID, INT4OID, TIMESTAMPTZOID};
-	Datum values[] = {
-		Int32GetDatum(part->log_id), Int32GetDatum(part->partition),
-		TimestampTzGetDatum(place->cursor.any ? place->cursor.received_at : DT_NOBEGIN)};
+	Datum values[] = {Int32GetDatum(part->log_id), Int32GetDatum(part->partition),
+					  TimestampTzGetDatum(place->cursor.received_at)};
 	TimestampTz first_at;
 	bool isnull;
 
+	if (!place->cursor.any)
+	{
+		/* from the first batch that there will be */
+		place->placed = true;
+		place->generation = PG_INT32_MIN;
+		place->from_offset = PG_INT64_MIN;
+		return true;
+	}
 	/* the oldest that is not behind the cursor, or else the newest of all */
 	if (sql_execute_kept(
 			"(SELECT generation, from_offset, last_received_at, 0 AS n FROM evstream.batch_log"
@@ -212,7 +219,6 @@ find_place(const NotifierPartition *part, NotifierPlace *place)
 	}
 	/* Is it known what was before it? */
 	place->by_time =
-		place->cursor.any &&
 		sql_execute("SELECT FROM evstream.batch_log WHERE log_id = $1 AND log_partition = $2"
 					" AND last_received_at <= $3 LIMIT 1",
 					3, types, values, NULL, SPI_OK_SELECT) == 0;

@@ -60,6 +60,7 @@ static char logged_error[ERROR_SIZE];
 static int64 logged_at;
 static int failures; /* of worker_run() in a row */
 static bool stats_pending;
+static bool woken;
 
 /* ---- end of a worker ---- */
 
@@ -264,7 +265,10 @@ wait_for(int events, int fd, long timeout_ms)
 		WaitLatchOrSocket(MyLatch, events | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						  fd >= 0 ? fd : PGINVALID_SOCKET, Max(timeout_ms, 0), PG_WAIT_EXTENSION);
 	if (seen & WL_LATCH_SET)
+	{
 		ResetLatch(MyLatch);
+		woken = true;
+	}
 	worker_check();
 	return (seen & (WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE)) != 0;
 }
@@ -285,6 +289,15 @@ bool
 worker_pause(int fd, long timeout_ms)
 {
 	return wait_for(0, fd, timeout_ms);
+}
+
+bool
+worker_woken(void)
+{
+	bool result = woken || MyLatch->is_set;
+
+	woken = false;
+	return result;
 }
 
 double

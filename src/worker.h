@@ -57,6 +57,12 @@ extern bool worker_wait_for(int fd, bool to_write, long timeout_ms);
  */
 extern bool worker_pause(int fd, long timeout_ms);
 
+/*
+ * Was the latch set since the last call?  Who calls it before reading, and is told
+ * "no" after it, has read all that a wake-up told of.
+ */
+extern bool worker_woken(void);
+
 /* How many rows come in a second, as a reader sees it */
 typedef struct WorkerRate
 {
