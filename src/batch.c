@@ -453,8 +453,7 @@ log_batch(const BatchPart *bp, bool is_first, bool *day_known)
 					 INT8OID, TIMESTAMPTZOID, INT8OID, XID8OID, INT8OID, BOOLOID};
 	Datum values[13];
 	char nulls[13];
-	bool isnull;
-	int64 before;
+	uint64 n;
 
 	memset(nulls, ' ', sizeof(nulls));
 	values[0] = Int32GetDatum(part->log_id);
@@ -492,17 +491,18 @@ log_batch(const BatchPart *bp, bool is_first, bool *day_known)
 			moved(part);
 	}
 
-	/* with a new snapshot: the insert may have waited for another owner */
-	sql_execute_kept(
-		"SELECT (SELECT b.to_offset FROM evstream.batch_log b WHERE b.log_id = $1 AND b.log_partition = $2"
-		"   AND b.generation = $3 AND b.from_offset < $4 ORDER BY b.from_offset DESC LIMIT 1),"
-		" EXISTS (SELECT FROM evstream.batch_log b WHERE b.log_id = $1 AND b.log_partition = $2"
-		"   AND b.generation = $3 AND b.from_offset > $4),"
-		" COALESCE((SELECT pg_catalog.max(day) FROM evstream.received_days) = " DEDUPE_RECEIVED_DAY
-		", false)",
-		4, types, values, NULL, false, SPI_OK_SELECT);
-	before = DatumGetInt64(sql_column(0, 1, &isnull));
-	if ((!isnull && before != part->position) || DatumGetBool(sql_column(0, 2, NULL)))
+	/*
+	 * Ours is the last, and begins where the one before it ends.  With a new snapshot:
+	 * the insert may have waited for another owner.
+	 */
+	n = sql_execute_kept("SELECT b.from_offset, b.to_offset,"
+						 " EXISTS (SELECT FROM evstream.received_days WHERE day >= " DEDUPE_TODAY
+						 ")"
+						 " FROM evstream.batch_log b WHERE b.log_id = $1 AND b.log_partition = $2"
+						 " AND b.generation = $3 ORDER BY b.from_offset DESC LIMIT 2",
+						 3, types, values, NULL, false, SPI_OK_SELECT);
+	if (n == 0 || DatumGetInt64(sql_column(0, 1, NULL)) != part->position ||
+		(n == 2 && DatumGetInt64(sql_column(1, 2, NULL)) != part->position))
 		moved(part);
 	*day_known = DatumGetBool(sql_column(0, 3, NULL));
 	return true;

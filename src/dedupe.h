@@ -13,12 +13,13 @@
 #include "utils/uuid.h"
 
 /*
- * The UTC day on which events are received now, in SQL.  Where the clock has gone
+ * Today in UTC, and the day on which events are received now, in SQL.  Where the clock has gone
  * back it stays what it was, so that no day is counted that ends the dedup window
  * earlier for the ids of those before.
  */
+#define DEDUPE_TODAY "(pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date"
 #define DEDUPE_RECEIVED_DAY                                                                        \
-	"GREATEST((pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date,"                            \
+	"GREATEST(" DEDUPE_TODAY ","                                                                   \
 	" (SELECT pg_catalog.max(d.day) FROM evstream.received_days d))"
 
 /*
