@@ -8,7 +8,7 @@ when_counted()
 	psql_in "$1" -v events="$2" -f "$REPO/bench/ingest_wait.sql"
 }
 
-# Writes N events of SEED into TOPIC, once.
+# preload TOPIC N SEED [OPTION...]: writes N events of SEED into TOPIC, once; options of evgen.
 PRELOADED=' '
 preload()
 {
@@ -16,7 +16,7 @@ preload()
 	say "writing $2 events into the topic $1"
 	"$REPO/bench/kprobe" -b "$BROKERS" create "$1" 4 >/dev/null
 	"$REPO/bench/evgen" --brokers "$BROKERS" --topic "$1" --events "$2" --seed "$3" --users 100000 --items 10000 \
-		>"$TMP/evgen.log" 2>&1 || { cat "$TMP/evgen.log" >&2; fail 'evgen failed'; }
+		"${@:4}" >"$TMP/evgen.log" 2>&1 || { cat "$TMP/evgen.log" >&2; fail 'evgen failed'; }
 	PRELOADED+="$1 "
 }
 
@@ -146,7 +146,7 @@ consumers_run()
 {
 	local before after seconds broker
 	broker=$(cat "$TMP/kafka/kafka.pid")
-	new_database "consumers" "kafka_brokers=$BROKERS" item_stats=off "consumers=$1"
+	new_database "consumers" "kafka_brokers=$BROKERS" item_stats=off kafka_topic=even "consumers=$1"
 	before=$(ticks "$broker")
 	seconds=$(consume_seconds consumers "$EVENTS")
 	after=$(ticks "$broker")
@@ -158,12 +158,13 @@ consumers_run()
 
 # On two cores the broker takes away from what two consumers have: their figure is
 # what they would have done in the time with all the cores, by the broker's CPU time.
-# One consumer has a core for itself.
+# One consumer has a core for itself. The partitions are of about one size: in the other
+# topic a tenth of all events is of one user, and who has that partition ends alone.
 line_two_consumers()
 {
 	local run one two broker
 	start_kafka || { echo "skip two-consumers no Kafka on this machine" >>"$TMP/runs"; return 0; }
-	preload bench "$EVENTS" "$SEED"
+	preload even "$EVENTS" "$SEED" --zipf 0.8
 	for run in $(seq "$RUNS"); do
 		read -r one broker < <(consumers_run 1)
 		read -r two broker < <(consumers_run 2)

@@ -11,8 +11,8 @@
 #   ingest-local  the same as that from the outbox of the embedded log; only where B names it
 #   counts-only   the same topic without stored events and items. Beside it: a bare
 #                 consumer that parses the records and throws them away (bench/bare.c)
-#   two-consumers two consumers of the line ingest, of which on two cores the broker's
-#                 share is taken off. Beside it: one
+#   two-consumers two consumers as in the line ingest, of partitions of about one size; on
+#                 two cores the broker's share is taken off. Beside it: one
 #   growth        the line ingest with 10 million events and ids, and a million users,
 #                 in the tables already. Beside it: empty tables
 #   growth-50m    the same with 50 million; only where B names it (it needs 15 GB)
