@@ -219,6 +219,26 @@ ok(wait_for_sql($node, 'postgres', "SELECT count(*) FROM evstream_events WHERE e
 is(sql(q{SELECT string_agg(o.n::text, ',' ORDER BY o.n) FROM objects o LEFT JOIN evstream.events e ON e.user_id = 'o-' || o.n
 	WHERE e.user_id IS NULL OR NOT record_image_eq(ROW(e.properties), ROW(o.o::jsonb))}), '', 'as jsonb_in() has them');
 
+# ---- Somebody else has written to the partition ----
+
+# The consumer has another position than these rows of the batch log leave: one begins behind it, one goes over it.
+foreach my $other ([ 'ahead', 3, 5 ], [ 'over', -1, 4 ])
+{
+	my ($name, $from, $to) = @$other;
+
+	sql("SELECT evstream_track('two', '$name') FROM generate_series(1, 2)");
+	all_counted("$name: two in one batch");
+	my $position = sql('SELECT max(to_offset) FROM evstream.batch_log WHERE log_id = 1');
+	sql("INSERT INTO evstream.batch_log (log_id, log_partition, generation, from_offset, to_offset, last_offset, last_timestamp, last_crc, last_received_at, tick, xid, id)
+		SELECT log_id, log_partition, generation, $position + $from, $position + $to, $position + $to - 1, last_timestamp, last_crc, last_received_at, tick, xid, id
+		FROM evstream.batch_log WHERE log_id = 1 ORDER BY from_offset DESC LIMIT 1;
+		SELECT evstream_track('after', '$name')");
+	all_counted("$name: what was tracked with it");
+	is(sql("SELECT log_offset - $position FROM evstream_events WHERE user_id = 'after' AND event_type = '$name'"), $to, "$name: is stored behind it");
+	is(sql("SELECT sum(event_count) FROM evstream_daily_counts WHERE user_id = 'after' AND event_type = '$name'"), 1, "$name: once");
+}
+cmp_ok(count_log($node, qr/partition 0 of log 1 was moved by another consumer/), '>', 0, 'which the log says');
+
 # ---- All indexes are whole ----
 
 sql('CREATE EXTENSION amcheck');
