@@ -25,6 +25,7 @@
 #include "miscadmin.h"
 #include "nodes/params.h"
 #include "pgstat.h"
+#include "replication/syncrep.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "storage/procarray.h"
@@ -75,6 +76,7 @@
 #define XID_QUERY   UNION_OF_TABLES(OUTBOX_COLUMNS, XID_CONDITION) " ORDER BY id"
 
 static bool wake_wanted = false;
+static bool unflushed = false; /* as status_unflushed_begin() has it */
 static int64 dead_letters_written = 0;
 
 PG_FUNCTION_INFO_V1(evstream_outbox_oldest_waiting);
@@ -508,6 +510,38 @@ outbox_read(const OutboxPosition *position, int max, Size max_bytes, MemoryConte
 	batch->after = at;
 }
 
+/* ---- what a crash could take back ---- */
+
+void
+outbox_flush_begin(OutboxFlush *flush)
+{
+	flush->ended = status_unflushed_ended();
+	flush->flushes = false;
+}
+
+void
+outbox_flush_at_commit(OutboxFlush *flush)
+{
+	/* of a wait for a standby that was given up, or ended with the settings, nobody knows */
+	flush->flushes = !flush->known || status_unflushed_begun() != flush->flushed ||
+					 (SyncRepStandbyNames != NULL && SyncRepStandbyNames[0] != '\0');
+	if (!flush->flushes)
+		return;
+	/* without an xid there would be nothing to flush */
+	(void) GetTopTransactionId();
+	(void) set_config_option("synchronous_commit", "on", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+}
+
+void
+outbox_flush_done(OutboxFlush *flush)
+{
+	if (!flush->flushes)
+		return;
+	flush->flushed = flush->ended;
+	flush->known = true;
+}
+
 /* ---- what is waiting ---- */
 
 /*
@@ -710,9 +744,27 @@ evstream_wait(PG_FUNCTION_ARGS)
 
 /* ---- wake-up at commit ---- */
 
+/* Readers who send rows out of the server have to know which commits a crash can take back. */
+static void
+note_unflushed(XactEvent event)
+{
+	if (event == XACT_EVENT_PRE_COMMIT && wake_wanted &&
+		synchronous_commit == SYNCHRONOUS_COMMIT_OFF)
+	{
+		unflushed = true;
+		status_unflushed_begin();
+	}
+	if (unflushed && (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT))
+	{
+		unflushed = false;
+		status_unflushed_end();
+	}
+}
+
 static void
 wake_callback(XactEvent event, void *arg)
 {
+	note_unflushed(event);
 	/* before the wake-up, as the consumer looks at their number */
 	if (event == XACT_EVENT_COMMIT && dead_letters_written > 0)
 		status_dead_letters_add(MyDatabaseId, dead_letters_written);

@@ -84,12 +84,29 @@ extern void outbox_write_end(OutboxWriter *writer);
 /*
  * Up to max rows (and about max_bytes of values) behind *position; 0 rows with
  * tick_done = false when there is nothing to read.  Makes a new tick where
- * the last one is exhausted and there are rows; a caller that sends rows out of the server
- * must commit that with synchronous_commit = on before it sends (made_tick is set), so that nothing
- * leaves the server that a crash could take back.  Memory: in `context`.
+ * the last one is exhausted and there are rows (made_tick is set).  A caller that sends rows out
+ * of the server calls outbox_flush_at_commit() before it commits that, so that nothing leaves the
+ * server that a crash could take back.  Memory: in `context`.
  */
 extern void outbox_read(const OutboxPosition *position, int max, Size max_bytes,
 						MemoryContext context, OutboxBatch *batch, bool *made_tick);
+
+/*
+ * What has been flushed of the commits of trackers.  Most of them wait for their own flush,
+ * and for their synchronous standbys: the commit that makes a tick of them need not.
+ * begin: before the rows are read.  at_commit: behind that; has this transaction's commit
+ * flushed, and replicated, where there may be rows that were not.  done: it is committed.
+ */
+typedef struct OutboxFlush
+{
+	uint64 flushed; /* commits without a flush that were seen to have ended before one */
+	uint64 ended;
+	bool known;
+	bool flushes;
+} OutboxFlush;
+extern void outbox_flush_begin(OutboxFlush *flush);
+extern void outbox_flush_at_commit(OutboxFlush *flush);
+extern void outbox_flush_done(OutboxFlush *flush);
 
 /*
  * Position from which the relay, or the embedded log, goes on.  log_id is that

@@ -48,8 +48,7 @@
 #define RECORD_US       (100 * INT64CONST(1000))
 /* If that is all there is */
 #define RECORD_ALL_US   (10 * INT64CONST(1000))
-/* From one reading to the next, so that many small commits make one tick, and not one each */
-#define READ_PAUSE_US   (1 * INT64CONST(1000))
+/* From one reading to the next where many commit, so that these make one tick, and not one each */
 #define BUSY_PAUSE_US   (5 * INT64CONST(1000))
 #define IDLE_MS         1000
 /* Is the topic still the one that it was? */
@@ -107,9 +106,9 @@ load_unit(void *arg)
 	 * Another reader may have made the present tick without flushing what it
 	 * covers: this commit does.
 	 */
-	(void) GetTopTransactionId();
-	(void) set_config_option("synchronous_commit", "on", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_LOCAL, true, 0, false);
+	relay.flush.known = false;
+	outbox_flush_begin(&relay.flush);
+	outbox_flush_at_commit(&relay.flush);
 }
 
 static void
@@ -148,7 +147,10 @@ begin_again(void)
 			continue;
 		}
 		if (may == MAY_SEND)
+		{
+			outbox_flush_done(&relay.flush);
 			break;
+		}
 		/* the consumers say in health that this database is no owner */
 		status_state(may == WAIT_FOR_TAKE_OVER ? "stopped" : "waiting");
 		(void) worker_wait(-1, may == WAIT_FOR_TAKE_OVER ? 1000 : 100);
@@ -211,11 +213,11 @@ read_unit(void *arg)
 
 	if (clock_us() >= relay.look_due)
 		look_at_log();
+	outbox_flush_begin(&relay.flush);
 	outbox_read(&relay.read_at, unit->max, READ_BYTES, unit->batch->context, &unit->batch->outbox,
 				&unit->made_tick);
 	if (unit->made_tick)
-		(void) set_config_option("synchronous_commit", "on", PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_LOCAL, true, 0, false);
+		outbox_flush_at_commit(&relay.flush);
 }
 
 static bool
@@ -251,12 +253,11 @@ read_outbox(void)
 		worker_backoff();
 		return;
 	}
+	outbox_flush_done(&relay.flush);
 	if (now >= relay.look_due)
 		relay.look_due = now + LOOK_US;
 	if (worker_rate(&relay.rate, unit.batch->outbox.nrows, now) > WORKER_BUSY_RATE)
 		relay.read_due = now + BUSY_PAUSE_US;
-	else
-		relay.read_due = now + READ_PAUSE_US;
 	if (relay.topic_moved)
 	{
 		MemoryContextDelete(context);

@@ -74,6 +74,7 @@ typedef struct Relay
 	int refusals_size;
 
 	OutboxPosition read_at;
+	OutboxFlush flush;
 	OutboxPosition done_at; /* before the list; all of it is delivered */
 	OutboxPosition recorded_at;
 	int64 *next_offsets; /* by partition, 0 = nothing delivered */

@@ -81,6 +81,8 @@ shmem_startup(void)
 			pg_atomic_init_u64(&slot->batches, 0);
 			pg_atomic_init_u64(&slot->errors, 0);
 		}
+		pg_atomic_init_u64(&shared->unflushed_begun, 0);
+		pg_atomic_init_u64(&shared->unflushed_ended, 0);
 		for (int i = 0; i < SHARED_DATABASES; i++)
 		{
 			pg_atomic_init_u64(&shared->databases[i].dead_letters, (uint64) -1);

@@ -164,6 +164,9 @@ typedef struct SharedState
 	LWLock *lag_lock;
 	pid_t launcher_pid;
 	PGPROC *launcher_proc;
+	/* commits with events that wait for no flush: see status_unflushed_begin() */
+	pg_atomic_uint64 unflushed_begun;
+	pg_atomic_uint64 unflushed_ended;
 	uint32 scan_wanted; /* look through pg_database again */
 	bool no_free_slots; /* max_worker_processes is too small */
 	int ndatabases;     /* entries that were ever used */

@@ -84,6 +84,38 @@ status_wake(Oid dboid, WorkerRole role)
 }
 
 void
+status_unflushed_begin(void)
+{
+	if (shared != NULL)
+		(void) pg_atomic_fetch_add_u64(&shared->unflushed_begun, 1);
+}
+
+void
+status_unflushed_end(void)
+{
+	if (shared != NULL)
+		(void) pg_atomic_fetch_add_u64(&shared->unflushed_ended, 1);
+}
+
+uint64
+status_unflushed_begun(void)
+{
+	/* not before what was read until now */
+	pg_memory_barrier();
+	return pg_atomic_read_u64(&shared->unflushed_begun);
+}
+
+uint64
+status_unflushed_ended(void)
+{
+	uint64 ended = pg_atomic_read_u64(&shared->unflushed_ended);
+
+	/* not after what comes next */
+	pg_memory_barrier();
+	return ended;
+}
+
+void
 status_look_again(Oid dboid, bool restart)
 {
 	DatabaseEntry *db;

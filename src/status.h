@@ -52,6 +52,19 @@ extern bool status_available(void);
  */
 extern void status_wake_reader(Oid dboid);
 extern void status_wake(Oid dboid, WorkerRole role);
+
+/*
+ * A commit that does not wait for its flush, from before its record is written until all can
+ * see it.  Never raises: callable from a transaction callback.
+ *
+ * Whoever reads rows and then finds that as many have begun as had ended before it flushed the
+ * last time, has read nothing that a crash could take back.
+ */
+extern void status_unflushed_begin(void);
+extern void status_unflushed_end(void);
+extern uint64 status_unflushed_begun(void);
+extern uint64 status_unflushed_ended(void);
+
 /* Wakes the launcher to look at this database again (workers start anew if restart). */
 extern void status_look_again(Oid dboid, bool restart);
 

@@ -45,6 +45,9 @@
 #define BACKOFF_LAST_MS  30000
 #define FAILING_AFTER    4 /* failures in a row, about a second: nothing that passes by itself */
 #define STATS_FLUSH_MS   500
+/* The rate of what comes is one of the last 1 / (1 - this) readings, and a silence is this long */
+#define RATE_DECAY       0.9
+#define RATE_SILENCE_US  (100 * INT64CONST(1000))
 
 WorkerSelf worker_self;
 
@@ -303,11 +306,17 @@ worker_woken(void)
 double
 worker_rate(WorkerRate *rate, int nrows, int64 at)
 {
+	/*
+	 * A mean of the rates from one reading to the next would be too high, as short times
+	 * give the highest.  A long silence says no more than a short one.
+	 */
 	if (rate->last != 0)
-		rate->rows = rate->rows * 0.75 +
-					 nrows * (double) USECS_PER_SEC / (double) Max(at - rate->last, 1) * 0.25;
+	{
+		rate->rows = rate->rows * RATE_DECAY + nrows;
+		rate->us = rate->us * RATE_DECAY + Min(Max(at - rate->last, 1), RATE_SILENCE_US);
+	}
 	rate->last = at;
-	return rate->rows;
+	return rate->us == 0 ? 0 : rate->rows * USECS_PER_SEC / rate->us;
 }
 
 void

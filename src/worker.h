@@ -67,7 +67,8 @@ extern bool worker_woken(void);
 typedef struct WorkerRate
 {
 	int64 last;  /* time of the last reading, by clock_us(), 0 = none */
-	double rows; /* in a second, about */
+	double rows; /* of the last readings, older ones count for less */
+	double us;   /* and the time between them */
 } WorkerRate;
 
 /* Where more rows than these come in a second, some are let come together. */
