@@ -186,7 +186,7 @@ start_server()
 	psql_in postgres -c 'DROP TABLE wal' -c CHECKPOINT
 }
 
-# Starts the broker with the topic in it; 1: there is no Kafka on this machine.
+# Starts the broker, compiled as one that has long been up; 1: there is no Kafka on this machine.
 BROKERS=
 start_kafka()
 {
@@ -194,7 +194,7 @@ start_kafka()
 	[ -z "$BROKERS" ] || return 0
 	pg_dir "$TMP/kafka"
 	"$REPO/scripts/kafka.sh" fetch >&2 || rc=$?
-	[ $rc != 0 ] || BROKERS=$(cd "$TMP/run" && as_pg "$REPO/scripts/kafka.sh" start "$TMP/kafka") || rc=$?
+	[ $rc != 0 ] || BROKERS=$(cd "$TMP/run" && as_pg env KAFKA_JVM= "$REPO/scripts/kafka.sh" start "$TMP/kafka") || rc=$?
 	if [ $rc = 77 ] && [ -z "${CI:-}" ]; then
 		return 1
 	elif [ $rc != 0 ]; then

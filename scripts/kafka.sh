@@ -37,6 +37,9 @@ usage()
 	/var/cache/evstream for root, and for others too if it is filled, else
 	~/.cache/evstream. start fetches them if they are missing.
 
+	KAFKA_JVM has flags of the JVM, in place of -XX:TieredStopAtLevel=1, with which it is
+	soon there, but takes more of a core than with its whole compiler, which is KAFKA_JVM=''.
+
 	Exit status: 0 done; 77 there is no JDK, no jars or no network to fetch them
 	(a reason to skip, one line on stderr); another number: it failed.
 	END
@@ -258,7 +261,8 @@ DIR=$(readlink -m "$2")
 CONF=$DIR/server.properties
 # A library unpacks its native part, and a JVM counts for others to see: not in /tmp, where
 # both stay when it is killed.
-JVM=(-XX:TieredStopAtLevel=1 -XX:-UsePerfData "-Djava.io.tmpdir=$DIR/tmp")
+read -r -a FLAGS <<<"${KAFKA_JVM--XX:TieredStopAtLevel=1}"
+JVM=(${FLAGS[@]+"${FLAGS[@]}"} -XX:-UsePerfData "-Djava.io.tmpdir=$DIR/tmp")
 shift 2
 
 case $ACTION in
