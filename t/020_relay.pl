@@ -13,7 +13,7 @@ use Test::More;
 use Time::HiRes qw(sleep time);
 
 my $kafka = kafka_start();
-my $node = new_node('main', 'evstream.kafka_brokers' => $kafka, 'evstream.kafka_partitions' => 3);
+my $node = new_node('main', 'evstream.kafka_brokers' => $kafka, 'evstream.kafka_partitions' => 3, wal_level => 'replica', max_wal_senders => 2);
 
 sub sql { return $node->safe_psql('postgres', @_); }
 sub relay_pid { return sql(q{SELECT pid FROM evstream_workers WHERE role = 'relay'}); }
@@ -83,6 +83,30 @@ is(scalar(keys %last), 50, 'records of all users');
 is($disorder, undef, 'in order for each of them');
 ok(wait_for_sql($node, 'postgres', 'SELECT xid::text, id FROM evstream.relay_log ORDER BY seq DESC LIMIT 1', '0|0'),
 	'an idle relay stands at the end of a tick');
+
+# ---- Nothing is sent that a crash could take back ----
+
+my $writer = sql(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'});
+kill('STOP', $writer);
+for my $turn (1 .. 3)
+{
+	my ($end) = sql(qq{SET synchronous_commit = off; BEGIN;
+		@{[track_sql(2, "unflushed$turn")]}; SELECT pg_current_wal_insert_lsn(); COMMIT}) =~ m{(\w+/\w+)$};
+	stored("unflushed$turn", 2, "a commit that waited for no flush: $turn");
+	is(sql("SELECT pg_current_wal_flush_lsn() > '$end'"), 't', 'it was flushed before it was sent');
+	sql(track_sql(2, "flushed$turn"));
+}
+kill('CONT', $writer);
+
+# With synchronous standbys what they do not have yet is not sent either.
+$node->append_conf('postgresql.conf', "synchronous_standby_names = 'nobody'\n");
+$node->restart;
+sql('SET synchronous_commit = local; ' . track_sql(2, 'here'));
+ok(wait_for_sql($node, 'postgres', q{SELECT wait_event FROM pg_stat_activity WHERE pid = (SELECT pid FROM evstream_workers WHERE role = 'relay')}, 'SyncRep'), 'the relay waits for a standby');
+is(sql(q{SELECT count(*) FROM evstream_events WHERE event_type = 'here'}), 0, 'and what is here alone is not sent');
+$node->append_conf('postgresql.conf', "synchronous_standby_names = ''\n");
+$node->reload;
+stored('here', 2, 'before that is over');
 
 # ---- Kafka goes away ----
 
