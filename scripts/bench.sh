@@ -51,11 +51,11 @@
 # RUNS       how often each is measured, ours and the other by turns (5)
 # EVENTS     of the topic (1000000)
 # LOCAL_EVENTS of ingest-local (500000)
-# GROWTH_ROWS that growth begins with (10000000), GROWTH_EVENTS of each of its runs (1000000)
+# GROWTH_ROWS that growth begins with (10000000), GROWTH_EVENTS of each of its runs (2000000)
 # FANOUT_EVENTS of fanout (200000); LATENCY_RATE of latency (1000 a second)
 # RELAY_EVENTS of relay (1000000)
-# SECONDS_EACH  of a run of track and its like (6), of embedded (20), of idle (15) and of
-#            latency (10)
+# SECONDS_EACH  of a run of track and its like (5), of embedded (20), of idle (10) and of
+#            latency (8)
 # KEEP       not empty: the server's directory stays
 #
 # The table at the end goes to results/bench.json as well. Exit status: 0 all aims
@@ -70,15 +70,15 @@ LINES=${B:-$LINES_ALL}
 RUNS=${RUNS:-5}
 EVENTS=${EVENTS:-1000000}
 LOCAL_EVENTS=${LOCAL_EVENTS:-500000}
-GROWTH_EVENTS=${GROWTH_EVENTS:-1000000}
+GROWTH_EVENTS=${GROWTH_EVENTS:-2000000}
 GROWTH_ROWS=${GROWTH_ROWS:-10000000}
-TRACK_SECONDS=${SECONDS_EACH:-6}
+TRACK_SECONDS=${SECONDS_EACH:-5}
 SUSTAINED_SECONDS=${SECONDS_EACH:-20}
 RELAY_EVENTS=${RELAY_EVENTS:-1000000}
-IDLE_SECONDS=${SECONDS_EACH:-15}
+IDLE_SECONDS=${SECONDS_EACH:-10}
 FANOUT_EVENTS=${FANOUT_EVENTS:-200000}
 LATENCY_RATE=${LATENCY_RATE:-1000}
-LATENCY_SECONDS=${SECONDS_EACH:-10}
+LATENCY_SECONDS=${SECONDS_EACH:-8}
 SEED=1
 
 for line in $LINES; do
