@@ -23,8 +23,8 @@ latency_runs()
 	# the way is open once
 	psql_in latency -c "SELECT evstream_track('u-1', 'view')" -c "SELECT evstream_wait('1 min')" >/dev/null
 	psql_in latency -c CHECKPOINT
-	# round 0 is not counted: the broker's JVM compiles what it will run
-	for run in $(seq $((${#BROKERS} > 0 ? 0 : 1)) "$RUNS"); do
+	# where there is a broker round 0 is not counted: its JVM compiles what it will run
+	for run in $(seq $([ "$line" = latency ] && echo 1 || echo 0) "$RUNS"); do
 		read -r -a ours < <(latency_of "$rate" "$3" "SELECT evstream_track(\$1, 'view', '$LATENCY_PROPERTIES')")
 		read -r -a other < <(latency_of "$rate" "$4" "INSERT INTO bare VALUES (gen_random_uuid(), \$1, 'view', now(), '$LATENCY_PROPERTIES')" -p)
 		[ "$run" -gt 0 ] || continue
