@@ -95,7 +95,8 @@ extern void outbox_read(const OutboxPosition *position, int max, Size max_bytes,
  * What has been flushed of the commits of trackers.  Most of them wait for their own flush,
  * and for their synchronous standbys: the commit that makes a tick of them need not.
  * begin: before the rows are read.  at_commit: behind that; has this transaction's commit
- * flushed, and replicated, where there may be rows that were not.  done: it is committed.
+ * flushed, and replicated, where there may be rows that were not.  done: once it is committed,
+ * outside of it.  A new one is all zero.
  */
 typedef struct OutboxFlush
 {

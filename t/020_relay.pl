@@ -95,6 +95,7 @@ for my $turn (1 .. 3)
 	stored("unflushed$turn", 2, "a commit that waited for no flush: $turn");
 	is(sql("SELECT pg_current_wal_flush_lsn() > '$end'"), 't', 'it was flushed before it was sent');
 	sql(track_sql(2, "flushed$turn"));
+	stored("flushed$turn", 2, 'and one that waited');
 }
 kill('CONT', $writer);
 
