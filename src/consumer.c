@@ -35,9 +35,12 @@
 #define IDLE_MS   1000
 #define PAUSED_MS 1000
 
-/* Many small commits make one batch, of about so many events, but for so long at most. */
-#define GATHER_ROWS 100
-#define GATHER_MS   10
+/*
+ * Many small commits make one batch: a ms is waited for each so many events a second,
+ * but so many at most.
+ */
+#define GATHER_RATE 500
+#define GATHER_MS   25
 
 /* Tries of a batch as a whole before it is halved, and of one record alone */
 #define TRIES_WHOLE 2
@@ -610,7 +613,7 @@ consumer_local_loop(void)
 		reader->position = reader->batch.after;
 		rows_per_second = worker_rate(&reader->rate, reader->batch.nrows, read_at);
 		if (reader->batch.tick_done && rows_per_second > WORKER_BUSY_RATE)
-			(void) worker_pause(-1, Min(GATHER_MS, GATHER_ROWS * 1000 / (long) rows_per_second));
+			(void) worker_pause(-1, Min(GATHER_MS, (long) rows_per_second / GATHER_RATE));
 	}
 }
 
