@@ -12,8 +12,11 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "catalog/pg_am.h"
 #include "executor/executor.h"
+#include "storage/bufmgr.h"
 #include "storage/lmgr.h"
+#include "utils/datum.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -25,6 +28,9 @@
 /* Rows given to the table at a time, as COPY has it; fewer where they are large */
 #define BULK_CHUNK 1000
 #define BULK_BYTES ((Size) 2 * 1024 * 1024)
+
+/* With less on the page, the next version of a row might find no room */
+#define ROOM_FOR_VERSION 512
 
 struct Bulk
 {
@@ -41,6 +47,7 @@ struct Bulk
 	MemoryContext values;  /* of the filled slots */
 	BulkConflict conflict;
 	void *conflict_arg;
+	ItemPointerData *places; /* the caller's, or NULL */
 	ItemPointerData *taken_back;
 	int ntaken_back;
 	int allocated;
@@ -52,6 +59,9 @@ struct Bulk
 	TupleTableSlot *changed;
 	IndexScanDesc scan;
 	Snapshot snapshot;
+	ItemPointerData entry;
+	HeapTupleData found_tuple; /* of a row that is found by a tid */
+	BlockNumber nblocks;       /* that there are at least: our lock holds off who cuts them */
 };
 
 /* With other columns a row would crash its readers. */
@@ -133,6 +143,12 @@ bulk_put(Bulk *bulk, TupleTableSlot *slot)
 		bulk_flush(bulk);
 }
 
+void
+bulk_keep_places(Bulk *bulk, ItemPointerData *places)
+{
+	bulk->places = places;
+}
+
 static void
 take_back(Bulk *bulk, ItemPointer tid)
 {
@@ -189,7 +205,11 @@ bulk_flush(Bulk *bulk)
 	}
 	MemoryContextSwitchTo(old);
 	for (int i = 0; i < bulk->nfilled; i++)
+	{
+		if (bulk->places != NULL)
+			bulk->places[bulk->nwritten + i] = bulk->slots[i]->tts_tid;
 		ExecClearTuple(bulk->slots[i]);
+	}
 	ResetPerTupleExprContext(bulk->estate);
 	MemoryContextReset(bulk->values);
 	bulk->nwritten += bulk->nfilled;
@@ -257,21 +277,117 @@ rescan(Bulk *bulk, IndexScanDesc scan, const Datum *values)
 	index_rescan(scan, bulk->keys, scan->numberOfKeys, NULL, 0);
 }
 
-TupleTableSlot *
-bulk_find(Bulk *bulk, const BulkKey *key, const Datum *values)
+static void
+begin_finding(Bulk *bulk, const BulkKey *key)
 {
-	/* the scan keeps things from one call to the next */
-	MemoryContext old = MemoryContextSwitchTo(bulk->context);
-	bool found;
-
 	use_key(bulk, key);
 	if (bulk->scan == NULL)
 	{
 		bulk->snapshot = RegisterSnapshot(GetLatestSnapshot());
 		bulk->scan = compat_index_beginscan(bulk->rel, bulk->index, bulk->snapshot, key->ncolumns);
 	}
+}
+
+TupleTableSlot *
+bulk_find(Bulk *bulk, const BulkKey *key, const Datum *values)
+{
+	/* the scan keeps things from one call to the next */
+	MemoryContext old = MemoryContextSwitchTo(bulk->context);
+	bool found = false;
+	ItemPointer entry;
+
+	begin_finding(bulk, key);
 	rescan(bulk, bulk->scan, values);
-	found = index_getnext_slot(bulk->scan, ForwardScanDirection, bulk->found);
+	while (!found && (entry = index_getnext_tid(bulk->scan, ForwardScanDirection)) != NULL)
+	{
+		/* it becomes the place of the row's version */
+		bulk->entry = *entry;
+		found = index_fetch_heap(bulk->scan, bulk->found);
+	}
+	MemoryContextSwitchTo(old);
+	return found ? bulk->found : NULL;
+}
+
+const ItemPointerData *
+bulk_entry(const Bulk *bulk)
+{
+	return &bulk->entry;
+}
+
+/* Texts are equal if their bytes are; what is stored otherwise counts as another. */
+static bool
+has_key(TupleTableSlot *slot, const BulkKey *key, const Datum *values)
+{
+	for (int i = 0; i < key->ncolumns; i++)
+	{
+		Form_pg_attribute column = TupleDescAttr(slot->tts_tupleDescriptor, key->columns[i] - 1);
+		bool isnull;
+		Datum value = slot_getattr(slot, key->columns[i], &isnull);
+
+		if (isnull)
+			return false;
+		if (column->attlen != -1)
+		{
+			if (!datumIsEqual(value, values[i], column->attbyval, column->attlen))
+				return false;
+		}
+		else if (VARATT_IS_COMPRESSED(value) || VARATT_IS_EXTERNAL(value) ||
+				 VARSIZE_ANY_EXHDR(value) != VARSIZE_ANY_EXHDR(values[i]) ||
+				 memcmp(VARDATA_ANY(value), VARDATA_ANY(values[i]), VARSIZE_ANY_EXHDR(value)) != 0)
+			return false;
+	}
+	return true;
+}
+
+/*
+ * The version of the row that this place leads to, whatever its key is.
+ *
+ * By heap_hot_search_buffer(), as an index scan would look for dead versions to remove
+ * each time that somebody comes by, once the room that the fill factor has left is
+ * taken, where many can go at once later.
+ */
+static bool
+fetch_at(Bulk *bulk, const ItemPointerData *tid)
+{
+	HeapTuple tuple = &bulk->found_tuple;
+	ItemPointerData version = *tid;
+	Buffer buffer;
+	bool found;
+
+	if (ItemPointerGetBlockNumber(tid) >= bulk->nblocks)
+		bulk->nblocks = RelationGetNumberOfBlocks(bulk->rel);
+	if (ItemPointerGetBlockNumber(tid) >= bulk->nblocks)
+		return false;
+
+	ExecClearTuple(bulk->found);
+	buffer = ReadBuffer(bulk->rel, ItemPointerGetBlockNumber(tid));
+	if (PageGetHeapFreeSpace(BufferGetPage(buffer)) < ROOM_FOR_VERSION)
+		heap_page_prune_opt(bulk->rel, buffer);
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	found = heap_hot_search_buffer(&version, bulk->rel, buffer, bulk->snapshot, tuple, NULL, true);
+	LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
+	if (!found)
+	{
+		ReleaseBuffer(buffer);
+		return false;
+	}
+	tuple->t_tableOid = RelationGetRelid(bulk->rel);
+	ExecStorePinnedBufferHeapTuple(tuple, bulk->found, buffer);
+	return true;
+}
+
+TupleTableSlot *
+bulk_find_at(Bulk *bulk, const BulkKey *key, const Datum *values, const ItemPointerData *tid)
+{
+	MemoryContext old;
+	bool found;
+
+	if (bulk->rel->rd_rel->relam != HEAP_TABLE_AM_OID)
+		return NULL;
+	old = MemoryContextSwitchTo(bulk->context);
+	begin_finding(bulk, key);
+	found = fetch_at(bulk, tid) && has_key(bulk->found, key, values);
+	bulk->entry = *tid;
 	MemoryContextSwitchTo(old);
 	return found ? bulk->found : NULL;
 }
@@ -315,7 +431,10 @@ bulk_replace(Bulk *bulk)
 		table_tuple_update(bulk->rel, &bulk->found->tts_tid, changed, GetCurrentCommandId(true),
 						   bulk->snapshot, InvalidSnapshot, true, &failure, &mode, &update_indexes);
 	if (result == TM_Ok && update_indexes)
+	{
 		compat_ExecUpdateIndexTuples(bulk->result_rel, changed, bulk->estate, update_indexes);
+		bulk->entry = changed->tts_tid;
+	}
 	MemoryContextSwitchTo(old);
 	ResetPerTupleExprContext(bulk->estate);
 	ExecClearTuple(changed);

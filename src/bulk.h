@@ -46,6 +46,9 @@ extern MemoryContext bulk_context(Bulk *bulk);
 extern void bulk_put(Bulk *bulk, TupleTableSlot *slot);
 extern void bulk_flush(Bulk *bulk);
 
+/* From now on the places of the rows are kept in an array of the caller's, by their numbers. */
+extern void bulk_keep_places(Bulk *bulk, ItemPointerData *places);
+
 /* Columns of a key; the table has a unique index on just these. */
 typedef struct BulkKey
 {
@@ -58,6 +61,15 @@ typedef struct BulkKey
  * came after bulk_replace() gave false or bulk_forget().  A bulk has one key for all calls.
  */
 extern TupleTableSlot *bulk_find(Bulk *bulk, const BulkKey *key, const Datum *values);
+
+/*
+ * The index entry that led to the row found last, or leads to its new version
+ * since bulk_replace(); and the row of that key if it is there, or NULL if another
+ * one is, or none: any tid may be asked for.
+ */
+extern const ItemPointerData *bulk_entry(const Bulk *bulk);
+extern TupleTableSlot *bulk_find_at(Bulk *bulk, const BulkKey *key, const Datum *values,
+									const ItemPointerData *tid);
 
 /*
  * A slot with the values of the row found last, for the caller to change those

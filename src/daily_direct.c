@@ -16,6 +16,7 @@
 
 #include "access/xact.h"
 #include "catalog/pg_type.h"
+#include "common/hashfn.h"
 #include "common/int.h"
 #include "executor/executor.h"
 #include "utils/builtins.h"
@@ -26,6 +27,7 @@
 #include "bulk.h"
 #include "compat.h"
 #include "daily_int.h"
+#include "row_cache.h"
 
 #define KEY_COLUMNS 3
 
@@ -62,6 +64,7 @@ typedef struct Kind
 	const Oid *types;
 	int ncolumns;
 	void (*get_key)(const void *row, Datum *key);
+	uint64 (*get_hash)(const void *row);                 /* of the key */
 	void (*fill)(const void *row, TupleTableSlot *slot); /* a new row's, but for the key */
 	void (*add)(const void *row, TupleTableSlot *slot);  /* to an old row's */
 } Kind;
@@ -77,7 +80,8 @@ typedef struct Writing
 	Bulk *bulk;
 	void **rows;
 	RowKey *keys;
-	int *fresh; /* rows that were not found, in the order in which they are added */
+	uint64 *hashes; /* of the keys */
+	int *fresh;     /* rows that were not found, in the order in which they are added */
 	int nfresh;
 	int *met; /* of these, those that another transaction has added first */
 	int nmet;
@@ -87,6 +91,14 @@ static Datum
 text_datum(EventText text)
 {
 	return PointerGetDatum(cstring_to_text_with_len(text.data, text.len));
+}
+
+static uint64
+key_hash(EventText user_id, EventText other, DateADT day)
+{
+	uint64 hash = hash_bytes_extended((const unsigned char *) user_id.data, user_id.len, day);
+
+	return hash_bytes_extended((const unsigned char *) other.data, other.len, hash);
 }
 
 static Datum
@@ -105,6 +117,14 @@ count_key(const void *arg, Datum *key)
 	key[COUNT_USER_ID] = text_datum(row->user_id);
 	key[COUNT_DAY] = DateADTGetDatum(row->day);
 	key[COUNT_EVENT_TYPE] = text_datum(row->event_type);
+}
+
+static uint64
+count_hash(const void *arg)
+{
+	const CountRow *row = arg;
+
+	return key_hash(row->user_id, row->event_type, row->day);
 }
 
 static void
@@ -150,7 +170,8 @@ count_add(const void *arg, TupleTableSlot *slot)
 
 static const Oid count_types[COUNT_COLUMNS] = {
 	TEXTOID, DATEOID, TEXTOID, INT8OID, NUMERICOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID};
-static const Kind counts = {count_types, COUNT_COLUMNS, count_key, count_fill, count_add};
+static const Kind counts = {count_types, COUNT_COLUMNS, count_key,
+							count_hash,  count_fill,    count_add};
 
 /* ---- counts by user, item and day ---- */
 
@@ -162,6 +183,14 @@ item_key(const void *arg, Datum *key)
 	key[ITEM_USER_ID] = text_datum(row->user_id);
 	key[ITEM_ITEM_ID] = text_datum(row->item_id);
 	key[ITEM_DAY] = DateADTGetDatum(row->day);
+}
+
+static uint64
+item_hash(const void *arg)
+{
+	const ItemRow *row = arg;
+
+	return key_hash(row->user_id, row->item_id, row->day);
 }
 
 static void
@@ -197,7 +226,7 @@ item_add(const void *arg, TupleTableSlot *slot)
 
 static const Oid item_types[ITEM_COLUMNS] = {TEXTOID, TEXTOID, DATEOID, INT8OID,
 											 INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID};
-static const Kind items = {item_types, ITEM_COLUMNS, item_key, item_fill, item_add};
+static const Kind items = {item_types, ITEM_COLUMNS, item_key, item_hash, item_fill, item_add};
 
 /* ---- both ---- */
 
@@ -212,15 +241,31 @@ is_plain(Relation rel)
 			(constraints->num_check == 0 && !constraints->has_generated_stored));
 }
 
+/* Finds a row where it was before, or by the index; false if it is not there. */
+static bool
+find_row(Writing *writing, int i, Oid leaf)
+{
+	ItemPointerData tid;
+
+	return (row_cache_get(leaf, writing->hashes[i], &tid) &&
+			bulk_find_at(writing->bulk, &first_columns, writing->keys[i], &tid) != NULL) ||
+		   bulk_find(writing->bulk, &first_columns, writing->keys[i]) != NULL;
+}
+
 /* The new version of a row that is there; false if it is not. */
 static bool
 add_to_row(Writing *writing, int i)
 {
-	while (bulk_find(writing->bulk, &first_columns, writing->keys[i]) != NULL)
+	Oid leaf = RelationGetRelid(bulk_relation(writing->bulk));
+
+	while (find_row(writing, i, leaf))
 	{
 		writing->kind->add(writing->rows[i], bulk_changed(writing->bulk));
 		if (bulk_replace(writing->bulk))
+		{
+			row_cache_put(leaf, writing->hashes[i], bulk_entry(writing->bulk));
 			return true;
+		}
 	}
 	return false;
 }
@@ -242,6 +287,7 @@ static bool
 write_rows(Writing *writing, const Kind *kind, void **rows, int nrows, Oid leaf)
 {
 	Bulk *bulk = bulk_open(leaf, kind->types, kind->ncolumns, settle_row, writing);
+	ItemPointerData *places;
 
 	if (!is_plain(bulk_relation(bulk)))
 	{
@@ -252,6 +298,7 @@ write_rows(Writing *writing, const Kind *kind, void **rows, int nrows, Oid leaf)
 	writing->bulk = bulk;
 	writing->rows = rows;
 	writing->keys = palloc(nrows * sizeof(RowKey));
+	writing->hashes = palloc(nrows * sizeof(uint64));
 	writing->fresh = palloc(nrows * sizeof(int));
 	writing->met = palloc(nrows * sizeof(int));
 	writing->nfresh = writing->nmet = 0;
@@ -259,9 +306,12 @@ write_rows(Writing *writing, const Kind *kind, void **rows, int nrows, Oid leaf)
 	for (int i = 0; i < nrows; i++)
 	{
 		kind->get_key(rows[i], writing->keys[i]);
+		writing->hashes[i] = kind->get_hash(rows[i]);
 		if (!add_to_row(writing, i))
 			writing->fresh[writing->nfresh++] = i;
 	}
+	places = palloc(nrows * sizeof(ItemPointerData));
+	bulk_keep_places(bulk, places);
 	for (int n = 0; n < writing->nfresh; n++)
 	{
 		int i = writing->fresh[n];
@@ -273,6 +323,8 @@ write_rows(Writing *writing, const Kind *kind, void **rows, int nrows, Oid leaf)
 	}
 	bulk_flush(bulk);
 	bulk_forget(bulk);
+	for (int n = 0; n < writing->nfresh; n++)
+		row_cache_put(leaf, writing->hashes[writing->fresh[n]], &places[n]);
 	for (int n = 0; n < writing->nmet; n++)
 		if (!add_to_row(writing, writing->met[n]))
 			ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),

@@ -1,0 +1,110 @@
+# The consumer keeps in mind where it found rows of the daily stats. Whatever becomes
+# of these places behind its back, the numbers stay right.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::Bin/lib";
+use EvstreamTest;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = new_node('main', autovacuum => 'off', extension => 1);
+my $leaf = 'evstream.daily_counts_202611';
+my %expected;
+
+sub sql { return $node->safe_psql('postgres', $_[0]); }
+
+# One event of each user, at a time of day that does not matter.
+sub track
+{
+	my (@users) = @_;
+	$expected{$_}++ foreach @users;
+	sql("SELECT count(evstream_track(u, 'view', '{\"item_id\": \"i-1\"}', NULL, '2026-11-01 12:00+00')) FROM unnest('{"
+		  . join(',', @users)
+		  . "}'::text[]) u");
+	return;
+}
+
+sub as_expected
+{
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $expected = join("\n", map { "$_|$expected{$_}" } sort keys %expected);
+	is(sql("SELECT evstream_wait('30 s')"), 't', "counted: $_[0]");
+	is(sql('SELECT user_id, event_count FROM evstream_daily_counts ORDER BY user_id COLLATE "C"'), $expected, $_[0]);
+	return;
+}
+
+my @users = map { sprintf('u-%02d', $_) } 1 .. 40;
+
+track(@users);
+as_expected('new rows');
+track(@users);
+as_expected('rows that are there');
+
+ok(wait_for_sql($node, 'postgres', "SELECT n_tup_hot_upd = @{[scalar @users]} FROM pg_stat_user_tables WHERE relid = '$leaf'::regclass", 't'),
+	'new versions stay on their page, where the line pointer of the first one leads to them');
+
+# ---- the place is another row's ----
+
+sql("DELETE FROM $leaf WHERE user_id = 'u-01'");
+sql("VACUUM $leaf");
+sql("INSERT INTO $leaf (user_id, day, event_type, event_count, first_event_at, last_event_at, updated_at)"
+	  . " SELECT 'other-' || n, '2026-11-01', 'view', 0, now(), now(), now() FROM generate_series(1, 300) n");
+isnt(sql("SELECT count(*) FROM $leaf WHERE user_id LIKE 'other-%' AND ctid IN (SELECT ('(0,' || n || ')')::tid FROM generate_series(1, 80) n)"),
+	0, 'others have taken places that were free');
+$expected{"other-$_"} = 0 foreach 1 .. 300;
+$expected{'u-01'} = 0;
+track(@users);
+as_expected('a row that was removed, whose place another one may have');
+
+sql("UPDATE $leaf SET user_id = 'renamed' WHERE user_id = 'u-02'");
+$expected{renamed} = delete $expected{'u-02'};
+track(@users);
+as_expected('a row that got another key');
+
+# ---- no place any more ----
+
+sql("CREATE INDEX tells ON $leaf (event_count)");
+track(@users);
+as_expected('versions that an index sends elsewhere');
+track(@users);
+as_expected('and once more');
+sql('DROP INDEX evstream.tells');
+
+sql("VACUUM FULL $leaf");
+track(@users);
+as_expected('rows that were all moved');
+
+sql("DELETE FROM $leaf");
+sql("VACUUM $leaf");
+is(sql("SELECT pg_relation_size('$leaf')"), 0, 'the table has no page');
+%expected = ();
+track(@users[ 0 .. 4 ]);
+as_expected('pages that are gone');
+
+sql("TRUNCATE $leaf");
+%expected = ();
+track(@users);
+as_expected('a table that was emptied');
+
+# ---- the place is that of another day of the user ----
+
+sub places { return sql("SELECT user_id, ctid FROM $leaf ORDER BY 1"); }
+
+my $places = places();
+sql("BEGIN; CREATE TEMP TABLE rows AS SELECT * FROM $leaf; UPDATE rows SET day = '2026-11-02', event_count = 100;"
+	  . " TRUNCATE $leaf; INSERT INTO $leaf SELECT * FROM rows ORDER BY user_id; COMMIT");
+is(places(), $places, 'rows that differ in their day are where those of before were');
+track(@users);
+is(sql("SELECT evstream_wait('30 s')"), 't', 'counted');
+is( sql('SELECT day, event_count, count(*) FROM evstream_daily_counts GROUP BY 1, 2 ORDER BY 1, 2'),
+	"2026-11-01|1|40\n2026-11-02|100|40",
+	'a place with a row of another day');
+
+is(sql('SELECT count(*) FROM evstream.dead_letters'), 0, 'no dead letter');
+unlike(slurp_file($node->logfile), qr/ERROR|PANIC|TRAP/, 'no error was raised');
+
+done_testing();
