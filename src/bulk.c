@@ -331,10 +331,16 @@ has_key(TupleTableSlot *slot, const BulkKey *key, const Datum *values)
 			if (!datumIsEqual(value, values[i], column->attbyval, column->attlen))
 				return false;
 		}
-		else if (VARATT_IS_COMPRESSED(value) || VARATT_IS_EXTERNAL(value) ||
-				 VARSIZE_ANY_EXHDR(value) != VARSIZE_ANY_EXHDR(values[i]) ||
-				 memcmp(VARDATA_ANY(value), VARDATA_ANY(values[i]), VARSIZE_ANY_EXHDR(value)) != 0)
-			return false;
+		else
+		{
+			struct varlena *is = (struct varlena *) DatumGetPointer(value);
+			struct varlena *wanted = (struct varlena *) DatumGetPointer(values[i]);
+
+			if (VARATT_IS_COMPRESSED(is) || VARATT_IS_EXTERNAL(is) ||
+				VARSIZE_ANY_EXHDR(is) != VARSIZE_ANY_EXHDR(wanted) ||
+				memcmp(VARDATA_ANY(is), VARDATA_ANY(wanted), VARSIZE_ANY_EXHDR(is)) != 0)
+				return false;
+		}
 	}
 	return true;
 }

@@ -53,8 +53,8 @@ typedef struct KafkaConf
 	int nsecrets;
 	const char *secrets_fault; /* no client is to be made, for this reason; or NULL */
 	size_t max_event_bytes;
-	size_t queue_bytes;  /* most bytes held by librdkafka; 0 = 64 MB. With one before
-						  * 2.2 a consumer holds 3 / 4 more */
+	size_t queue_bytes;  /* most bytes held by librdkafka; 0 = 64 MB. A consumer
+						  * holds 3 / 4 more with those before 2.2 */
 	bool single_records; /* producer: each record is a batch of its own,
 								 * so that a refusal is about it alone */
 } KafkaConf;

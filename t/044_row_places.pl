@@ -12,17 +12,21 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $node = new_node('main', autovacuum => 'off', extension => 1);
-my $leaf = 'evstream.daily_counts_202611';
 my %expected;
 
 sub sql { return $node->safe_psql('postgres', $_[0]); }
 
-# One event of each user, at a time of day that does not matter.
+# Two days that one leaf has, of those that are made ahead
+my ($leaf, $day, $other_day) = split(/\|/, sql(
+	q{SELECT 'evstream.daily_counts_' || to_char(first, 'YYYYMM'), first, first + 1
+	FROM (SELECT date_trunc('month', now() AT TIME ZONE 'UTC')::date AS first) m}));
+
+# One event of each user.
 sub track
 {
 	my (@users) = @_;
 	$expected{$_}++ foreach @users;
-	sql("SELECT count(evstream_track(u, 'view', '{\"item_id\": \"i-1\"}', NULL, '2026-11-01 12:00+00')) FROM unnest('{"
+	sql("SELECT count(evstream_track(u, 'view', '{\"item_id\": \"i-1\"}', NULL, '$day 12:00+00')) FROM unnest('{"
 		  . join(',', @users)
 		  . "}'::text[]) u");
 	return;
@@ -54,7 +58,7 @@ ok(wait_for_sql($node, 'postgres', "SELECT n_tup_hot_upd = @{[scalar @users]} FR
 sql("DELETE FROM $leaf WHERE user_id = 'u-01'");
 sql("VACUUM $leaf");
 sql("INSERT INTO $leaf (user_id, day, event_type, event_count, first_event_at, last_event_at, updated_at)"
-	  . " SELECT 'other-' || n, '2026-11-01', 'view', 0, now(), now(), now() FROM generate_series(1, 300) n");
+	  . " SELECT 'other-' || n, '$day', 'view', 0, now(), now(), now() FROM generate_series(1, 300) n");
 isnt(sql("SELECT count(*) FROM $leaf WHERE user_id LIKE 'other-%' AND ctid IN (SELECT ('(0,' || n || ')')::tid FROM generate_series(1, 80) n)"),
 	0, 'others have taken places that were free');
 $expected{"other-$_"} = 0 foreach 1 .. 300;
@@ -97,13 +101,13 @@ as_expected('a table that was emptied');
 sub places { return sql("SELECT user_id, ctid FROM $leaf ORDER BY 1"); }
 
 my $places = places();
-sql("BEGIN; CREATE TEMP TABLE rows AS SELECT * FROM $leaf; UPDATE rows SET day = '2026-11-02', event_count = 100;"
+sql("BEGIN; CREATE TEMP TABLE rows AS SELECT * FROM $leaf; UPDATE rows SET day = '$other_day', event_count = 100;"
 	  . " TRUNCATE $leaf; INSERT INTO $leaf SELECT * FROM rows ORDER BY user_id; COMMIT");
 is(places(), $places, 'rows that differ in their day are where those of before were');
 track(@users);
 is(sql("SELECT evstream_wait('30 s')"), 't', 'counted');
 is( sql('SELECT day, event_count, count(*) FROM evstream_daily_counts GROUP BY 1, 2 ORDER BY 1, 2'),
-	"2026-11-01|1|40\n2026-11-02|100|40",
+	"$day|1|40\n$other_day|100|40",
 	'a place with a row of another day');
 
 is(sql('SELECT count(*) FROM evstream.dead_letters'), 0, 'no dead letter');
