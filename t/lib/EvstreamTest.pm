@@ -40,7 +40,7 @@ use Test::More ();
 use Time::HiRes qw(sleep time);
 
 our @EXPORT = qw(
-  new_node wait_for_sql count_log scratch_dir
+  new_node wait_for_sql count_log log_lines scratch_dir
   kafka_start kafka_stop kafka_kill kafka_pause kafka_continue kafka_address kafka_use kafka_secure
   make_topic alter_topic delete_topic trim_topic watermarks group_offsets commit_offset
   produce consume
@@ -131,12 +131,24 @@ sub wait_for_sql
 	return 0;
 }
 
-# How many lines of the server's log match, from an offset in bytes on.
-sub count_log
+sub _matching_lines
 {
 	my ($node, $regex, $offset) = @_;
 	my $log = PostgreSQL::Test::Utils::slurp_file($node->logfile, $offset // 0);
-	return scalar(grep { /$regex/ } split(/\n/, $log));
+	return grep { /$regex/ } split(/\n/, $log);
+}
+
+# How many lines of the server's log match, from an offset in bytes on.
+sub count_log
+{
+	return scalar(my @lines = _matching_lines(@_));
+}
+
+# Those lines themselves, so that a test that wants none shows which it got. Without what
+# the server says of each worker that is in the midst of a statement when it stops.
+sub log_lines
+{
+	return join("\n", grep { !/ FATAL:  terminating background worker "[^"]*" due to administrator command/ } _matching_lines(@_));
 }
 
 # ---- The broker: one for each test file ----
