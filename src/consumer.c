@@ -36,11 +36,12 @@
 #define PAUSED_MS 1000
 
 /*
- * Many small commits make one batch: a ms is waited for each so many events a second,
- * but so many at most.
+ * Many small commits make one batch: the clients lose less to a consumer that works
+ * seldom and with warm caches.  The wait grows with the square of the events a second,
+ * so that latency suffers only where there are very many, up to so long at so many.
  */
-#define GATHER_RATE 500
-#define GATHER_MS   25
+#define GATHER_MS   100
+#define GATHER_RATE 10000
 
 /* Tries of a batch as a whole before it is halved, and of one record alone */
 #define TRIES_WHOLE 2
@@ -613,7 +614,11 @@ consumer_local_loop(void)
 		reader->position = reader->batch.after;
 		rows_per_second = worker_rate(&reader->rate, reader->batch.nrows, read_at);
 		if (reader->batch.tick_done && rows_per_second > WORKER_BUSY_RATE)
-			(void) worker_pause(-1, Min(GATHER_MS, (long) rows_per_second / GATHER_RATE));
+		{
+			double part = Min(1, rows_per_second / GATHER_RATE);
+
+			(void) worker_pause(-1, (long) (GATHER_MS * part * part));
+		}
 	}
 }
 
