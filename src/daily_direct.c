@@ -10,6 +10,11 @@
  * several rows so take nearly always the same order; where not, one of them
  * is told of a deadlock, and tries again.
  *
+ * Where rows that the cache does not know are nearly always new, as those by user
+ * and item often are, they are added without a look for them before, which would
+ * be the larger part of the work.  One that was there all the same is noticed as
+ * one that another consumer adds.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -58,6 +63,19 @@ enum
 	ITEM_COLUMNS
 };
 
+/* Rows that the cache did not know, of late, and how many of them were there all the same */
+typedef struct Strangers
+{
+	int64 seen;
+	int64 there;
+} Strangers;
+
+/* So many are known before anything is concluded; of twice the other, half are forgotten */
+#define STRANGERS_MIN    1000
+#define STRANGERS_MAX    10000
+/* Each that is taken for new by mistake leaves a dead row */
+#define MISTAKES_PERCENT 2
+
 /* What differs between the tables.  The key is in the first columns of both. */
 typedef struct Kind
 {
@@ -67,6 +85,7 @@ typedef struct Kind
 	uint64 (*get_hash)(const void *row);                 /* of the key */
 	void (*fill)(const void *row, TupleTableSlot *slot); /* a new row's, but for the key */
 	void (*add)(const void *row, TupleTableSlot *slot);  /* to an old row's */
+	Strangers *strangers;
 } Kind;
 
 static const BulkKey first_columns = {.ncolumns = KEY_COLUMNS, .columns = {1, 2, 3}};
@@ -170,8 +189,9 @@ count_add(const void *arg, TupleTableSlot *slot)
 
 static const Oid count_types[COUNT_COLUMNS] = {
 	TEXTOID, DATEOID, TEXTOID, INT8OID, NUMERICOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID};
-static const Kind counts = {count_types, COUNT_COLUMNS, count_key,
-							count_hash,  count_fill,    count_add};
+static Strangers count_strangers;
+static const Kind counts = {count_types, COUNT_COLUMNS, count_key,       count_hash,
+							count_fill,  count_add,     &count_strangers};
 
 /* ---- counts by user, item and day ---- */
 
@@ -226,7 +246,9 @@ item_add(const void *arg, TupleTableSlot *slot)
 
 static const Oid item_types[ITEM_COLUMNS] = {TEXTOID, TEXTOID, DATEOID, INT8OID,
 											 INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID};
-static const Kind items = {item_types, ITEM_COLUMNS, item_key, item_hash, item_fill, item_add};
+static Strangers item_strangers;
+static const Kind items = {item_types, ITEM_COLUMNS, item_key,       item_hash,
+						   item_fill,  item_add,     &item_strangers};
 
 /* ---- both ---- */
 
@@ -241,24 +263,47 @@ is_plain(Relation rel)
 			(constraints->num_check == 0 && !constraints->has_generated_stored));
 }
 
-/* Finds a row where it was before, or by the index; false if it is not there. */
 static bool
-find_row(Writing *writing, int i, Oid leaf)
+are_new(const Strangers *strangers)
 {
-	ItemPointerData tid;
-
-	return (row_cache_get(leaf, writing->hashes[i], &tid) &&
-			bulk_find_at(writing->bulk, &first_columns, writing->keys[i], &tid) != NULL) ||
-		   bulk_find(writing->bulk, &first_columns, writing->keys[i]) != NULL;
+	return strangers->seen >= STRANGERS_MIN &&
+		   strangers->there * 100 <= strangers->seen * MISTAKES_PERCENT;
 }
 
-/* The new version of a row that is there; false if it is not. */
+static void
+forget_strangers(Strangers *strangers)
+{
+	if (strangers->seen > STRANGERS_MAX)
+	{
+		strangers->seen /= 2;
+		strangers->there /= 2;
+	}
+}
+
+/* Finds a row where it was before, or, if so wanted, by the index; false if it is not there. */
 static bool
-add_to_row(Writing *writing, int i)
+find_row(Writing *writing, int i, Oid leaf, bool by_index)
+{
+	Strangers *strangers = writing->kind->strangers;
+	ItemPointerData tid;
+
+	if (row_cache_get(leaf, writing->hashes[i], &tid) &&
+		bulk_find_at(writing->bulk, &first_columns, writing->keys[i], &tid) != NULL)
+		return true;
+	strangers->seen++;
+	if (!by_index || bulk_find(writing->bulk, &first_columns, writing->keys[i]) == NULL)
+		return false;
+	strangers->there++;
+	return true;
+}
+
+/* The new version of a row that is there; false if it is not, or not found without the index. */
+static bool
+add_to_row(Writing *writing, int i, bool by_index)
 {
 	Oid leaf = RelationGetRelid(bulk_relation(writing->bulk));
 
-	while (find_row(writing, i, leaf))
+	while (find_row(writing, i, leaf, by_index))
 	{
 		writing->kind->add(writing->rows[i], bulk_changed(writing->bulk));
 		if (bulk_replace(writing->bulk))
@@ -288,6 +333,7 @@ write_rows(Writing *writing, const Kind *kind, void **rows, int nrows, Oid leaf)
 {
 	Bulk *bulk = bulk_open(leaf, kind->types, kind->ncolumns, settle_row, writing);
 	ItemPointerData *places;
+	bool look;
 
 	if (!is_plain(bulk_relation(bulk)))
 	{
@@ -305,11 +351,15 @@ write_rows(Writing *writing, const Kind *kind, void **rows, int nrows, Oid leaf)
 
 	for (int i = 0; i < nrows; i++)
 	{
-		kind->get_key(rows[i], writing->keys[i]);
 		writing->hashes[i] = kind->get_hash(rows[i]);
-		if (!add_to_row(writing, i))
-			writing->fresh[writing->nfresh++] = i;
+		row_cache_prefetch(leaf, writing->hashes[i]);
+		kind->get_key(rows[i], writing->keys[i]);
 	}
+	forget_strangers(kind->strangers);
+	look = !are_new(kind->strangers);
+	for (int i = 0; i < nrows; i++)
+		if (!add_to_row(writing, i, look))
+			writing->fresh[writing->nfresh++] = i;
 	places = palloc(nrows * sizeof(ItemPointerData));
 	bulk_keep_places(bulk, places);
 	for (int n = 0; n < writing->nfresh; n++)
@@ -326,7 +376,7 @@ write_rows(Writing *writing, const Kind *kind, void **rows, int nrows, Oid leaf)
 	for (int n = 0; n < writing->nfresh; n++)
 		row_cache_put(leaf, writing->hashes[writing->fresh[n]], &places[n]);
 	for (int n = 0; n < writing->nmet; n++)
-		if (!add_to_row(writing, writing->met[n]))
+		if (!add_to_row(writing, writing->met[n], true))
 			ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 							errmsg("row of \"%s\" was removed at the same time",
 								   RelationGetRelationName(bulk_relation(bulk)))));

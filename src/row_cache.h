@@ -19,7 +19,10 @@
  */
 extern bool row_cache_get(Oid relid, uint64 hash, ItemPointer tid);
 
-/* Keeps a place, and forgets the one that had its room. */
+/* Has the processor fetch what the next call for this hash will look at. */
+extern void row_cache_prefetch(Oid relid, uint64 hash);
+
+/* Keeps a place; where there is no room, one is forgotten that was not asked for lately. */
 extern void row_cache_put(Oid relid, uint64 hash, const ItemPointerData *tid);
 
 #endif /* EVSTREAM_ROW_CACHE_H */

@@ -110,6 +110,59 @@ is( sql('SELECT day, event_count, count(*) FROM evstream_daily_counts GROUP BY 1
 	"$day|1|40\n$other_day|100|40",
 	'a place with a row of another day');
 
+# ---- rows that are taken for new, as all before them were ----
+
+(my $items = $leaf) =~ s/counts/items/;
+
+# One event of each of n users, of a type and on an item that had none before.
+sub track_clicks
+{
+	my ($name, $n) = @_;
+	sql(qq{SELECT count(evstream_track('$name-' || n, 'click', '{"item_id": "i-2"}', NULL, '$day 12:00+00')) FROM generate_series(1, $n) n});
+	is(sql("SELECT evstream_wait('30 s')"), 't', 'counted');
+	return;
+}
+
+# Rows of such users that the consumer does not know of, and their events
+sub track_strangers
+{
+	my ($name, $n) = @_;
+	sql("INSERT INTO $leaf (user_id, day, event_type, event_count, first_event_at, last_event_at, updated_at)"
+		  . " SELECT '$name-' || n, '$day', 'click', 100, now(), now(), now() FROM generate_series(1, $n) n");
+	sql("INSERT INTO $items (user_id, item_id, day, view_count, click_count, purchase_count, event_count, updated_at)"
+		  . " SELECT '$name-' || n, 'i-2', '$day', 0, 100, 0, 100, now() FROM generate_series(1, $n) n");
+	track_clicks($name, $n);
+	return;
+}
+
+# How many rows have which count, of users and of items, and the different users
+sub stats
+{
+	return sql(join(' UNION ALL ',
+			"SELECT event_count || ':' || count(*) FROM $leaf WHERE event_type = 'click' GROUP BY event_count",
+			"SELECT event_count || ':' || count(*) FROM $items WHERE item_id = 'i-2' GROUP BY event_count",
+			"SELECT 'users:' || user_count FROM evstream_daily_totals WHERE event_type = 'click'")
+		  . ' ORDER BY 1');
+}
+
+# It begins without any experience.
+my $consumer = sql("SELECT pid FROM evstream_workers WHERE role = 'consumer'");
+sql('SELECT evstream_restart()');
+ok(wait_for_sql($node, 'postgres', "SELECT count(*) FROM evstream_workers WHERE role = 'consumer' AND pid <> $consumer", 1), 'another consumer');
+sql("SELECT pg_stat_reset_single_table_counters('$items'::regclass)");
+
+track_clicks('new', 1500);
+is(stats(), "1:1500\n1:1500\nusers:1500", 'rows that are new');
+track_strangers('few', 10);
+is(stats(), "101:10\n101:10\n1:1500\n1:1500\nusers:1500", 'a few are there all the same');
+track_strangers('many', 100);
+is(stats(), "101:110\n101:110\n1:1500\n1:1500\nusers:1500", 'more of them');
+track_strangers('other', 10);
+is(stats(), "101:120\n101:120\n1:1500\n1:1500\nusers:1500", 'now it looks first');
+ok(wait_for_sql($node, 'postgres', "SELECT n_tup_ins, n_tup_upd, n_tup_del FROM pg_stat_user_tables WHERE relid = '$items'::regclass",
+		join('|', 1500 + 2 * (10 + 100) + 10, 120, 10 + 100)),
+	'of the first ones a row was added and taken back');
+
 is(sql('SELECT count(*) FROM evstream.dead_letters'), 0, 'no dead letter');
 unlike(slurp_file($node->logfile), qr/ERROR|PANIC|TRAP/, 'no error was raised');
 
