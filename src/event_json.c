@@ -617,6 +617,27 @@ event_json_member(JsonScan *scan, bool *first, JsonValue *key)
 }
 
 bool
+event_json_element(JsonScan *scan, bool *first)
+{
+	int c = event_json_peek(scan);
+
+	if (c == ']')
+	{
+		scan->pos++;
+		scan->depth--;
+		return false;
+	}
+	if (!*first)
+	{
+		if (c != ',')
+			return unexpected(scan, "a comma or closing bracket was expected");
+		scan->pos++;
+	}
+	*first = false;
+	return true;
+}
+
+bool
 event_json_finish(JsonScan *scan)
 {
 	if (event_json_peek(scan) >= 0)

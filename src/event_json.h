@@ -81,6 +81,9 @@ extern int event_json_peek(JsonScan *scan);
 extern bool event_json_open(JsonScan *scan);
 extern bool event_json_member(JsonScan *scan, bool *first, JsonValue *key);
 
+/* The same for an array: stands before its next element. */
+extern bool event_json_element(JsonScan *scan, bool *first);
+
 /* Only white space left?  Sets the error otherwise. */
 extern bool event_json_finish(JsonScan *scan);
 

@@ -4,20 +4,18 @@
  *	  jsonb from the text of a JSON object, without a tree where it is flat.
  *
  * Most properties are a few short strings and numbers: these are laid out
- * directly as convertToJsonb() of the server does it.  Anything else goes the
- * server's way.
+ * directly as convertToJsonb() of the server does it.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "utils/fmgrprotos.h"
-#include "utils/jsonb.h"
-#include "utils/numeric.h"
 
 #include "compat.h"
 #include "event_json.h"
 #include "jsonb_flat.h"
+#include "jsonb_int.h"
 
 #define FLAT_PAIRS     32
 #define SHORT_INTEGERS 9 /* digits */
@@ -33,17 +31,8 @@ typedef struct FlatPair
 	uint32 numeric_len;
 } FlatPair;
 
-/* The order of keys in jsonb: shorter ones first. */
-static int
-key_cmp(const FlatPair *a, const FlatPair *b)
-{
-	if (a->key_len != b->key_len)
-		return a->key_len < b->key_len ? -1 : 1;
-	return memcmp(a->key, b->key, a->key_len);
-}
-
-static Numeric
-number(const char *text, size_t len)
+Numeric
+jsonb_number(const char *text, size_t len)
 {
 	bool negative = text[0] == '-';
 	int64 value = 0;
@@ -67,7 +56,7 @@ add_pair(FlatPair *pairs, int *npairs, const FlatPair *pair)
 
 	while (i > 0)
 	{
-		int cmp = key_cmp(&pairs[i - 1], pair);
+		int cmp = jsonb_key_cmp(pairs[i - 1].key, pairs[i - 1].key_len, pair->key, pair->key_len);
 
 		if (cmp == 0)
 		{
@@ -119,15 +108,6 @@ scan_pairs(const char *text, size_t len, FlatPair *pairs)
 	return scan.error == JSON_FINE ? npairs : -1;
 }
 
-/* One in JB_OFFSET_STRIDE entries has its end's offset, the others their length. */
-static JEntry
-entry(int index, uint32 type, uint32 len, uint32 end)
-{
-	if (index % JB_OFFSET_STRIDE == 0)
-		return type | end | JENTRY_HAS_OFF;
-	return type | len;
-}
-
 Datum
 jsonb_from_object(const char *text, size_t len)
 {
@@ -140,7 +120,11 @@ jsonb_from_object(const char *text, size_t len)
 	uint32 used = 0;
 
 	if (npairs < 0)
-		return DirectFunctionCall1(jsonb_in, CStringGetDatum(pnstrdup(text, len)));
+	{
+		result = jsonb_nested(text, len);
+		return result != NULL ? JsonbPGetDatum(result)
+							  : DirectFunctionCall1(jsonb_in, CStringGetDatum(pnstrdup(text, len)));
+	}
 
 	size = VARHDRSZ + sizeof(uint32) + 2 * npairs * sizeof(JEntry);
 	for (int i = 0; i < npairs; i++)
@@ -152,7 +136,7 @@ jsonb_from_object(const char *text, size_t len)
 			size += pair->value_len;
 		else if (pair->type == JSON_NUMBER)
 		{
-			pair->numeric = number(pair->value, pair->value_len);
+			pair->numeric = jsonb_number(pair->value, pair->value_len);
 			pair->numeric_len = VARSIZE_ANY(pair->numeric);
 			size += pair->numeric_len + sizeof(JEntry); /* and padding */
 		}
@@ -166,7 +150,7 @@ jsonb_from_object(const char *text, size_t len)
 	{
 		memcpy(data + used, pairs[i].key, pairs[i].key_len);
 		used += pairs[i].key_len;
-		entries[i] = entry(i, JENTRY_ISSTRING, pairs[i].key_len, used);
+		entries[i] = jsonb_entry(i, JENTRY_ISSTRING, pairs[i].key_len, used);
 	}
 	for (int i = 0; i < npairs; i++)
 	{
@@ -190,7 +174,7 @@ jsonb_from_object(const char *text, size_t len)
 		}
 		else if (pair->type == JSON_BOOLEAN)
 			type = pair->value[0] == 't' ? JENTRY_ISBOOL_TRUE : JENTRY_ISBOOL_FALSE;
-		entries[npairs + i] = entry(npairs + i, type, used - begin, used);
+		entries[npairs + i] = jsonb_entry(npairs + i, type, used - begin, used);
 	}
 	SET_VARSIZE(result, (data + used) - (char *) result);
 	return JsonbPGetDatum(result);

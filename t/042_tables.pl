@@ -203,6 +203,7 @@ sql("SELECT pg_drop_replication_slot('here')");
 # ---- properties ----
 
 # Texts as producers write them: what is stored is what jsonb_in() makes of them, byte for byte.
+srand(42);
 my @objects = (
 	'{}', '{ }', '{"a":1}', '{"b":1,"a":2,"aa":3,"B":4,"":5}', '{"a":1,"a":2}', '{"a":1,"b":"x","a":null,"a":true}',
 	'{"n":0,"o":-0,"p":-1,"q":999999999,"r":1234567890,"s":12345678901234567890,"t":1.50,"u":1e3,"v":-0.000,"w":1E-7,"x":-12345678}',
@@ -210,9 +211,38 @@ my @objects = (
 	'{"deep":{"a":[1,2,{"b":null}]},"list":[],"o":{}}', "{ \"a\" :\t1 ,\n\"b\" : \"c\" , \"d\":[ 1 ] }",
 	'{' . join(',', map { qq("k$_":"$_") } 1 .. 15) . '}', '{' . join(',', map { qq("k$_":$_) } 1 .. 16) . '}',
 	'{' . join(',', map { qq("k$_":$_.5) } 1 .. 32) . '}', '{' . join(',', map { qq("k$_":[$_]) } 1 .. 40) . '}',
-	'{"long":"' . ('x' x 3000) . '","n":7,"m":1.25}');
+	'{"long":"' . ('x' x 3000) . '","n":7,"m":1.25}',
+	# and beyond what is laid out by evstream
+	'{"deep":' . ('[' x 30) . '1' . (']' x 30) . '}',
+	'{"keys":{' . join(',', map { qq("k$_":$_) } 1 .. 300) . '}}',
+	'{"large":["' . join('","', 1 .. 20_000) . '"]}',
+	map { random_object(4) } 1 .. 300);
+
+# The same ones each time, with keys that are given twice, also in other words.
+sub random_value
+{
+	my ($depth) = @_;
+	my @scalars = (
+		'"x"', '""', '"a longer one, with words"', '"ü€😀"', '"\\/\\"\\\\\\b\\f\\n\\r\\t"', '"\\ud83d\\ude00\\u00e9\\u0020z"',
+		'true', 'false', 'null', '0', '-1', '12', '3.25', '-0.00', '1e3', '2.5E-7', '123456789012345678901234567890', '0.1234567890123456789');
+	my $kind = $depth > 0 ? int(rand(4)) : 0;
+	my $members = int(rand(4)) == 0 ? int(rand(70)) : int(rand(5));
+
+	return random_object($depth - 1) if $kind == 1;
+	return '[' . join(rand() < 0.5 ? ',' : " ,\n", map { random_value($depth - 1 - ($members > 5 ? 2 : 0)) } 1 .. $members) . ']' if $kind == 2;
+	return $scalars[ int(rand(@scalars)) ];
+}
+
+sub random_object
+{
+	my ($depth) = @_;
+	my @keys = ('a', 'b', '\\u0061', 'ab', 'ba', '', 'ü', '\\u00fc', 'a\\nb', 'a key of some length', map { "k$_" } 1 .. 60);
+	my $pairs = int(rand(4)) == 0 ? int(rand(50)) : int(rand(6));
+
+	return '{' . join(',', map { '"' . $keys[ int(rand(@keys)) ] . '"' . (rand() < 0.5 ? ':' : ' : ') . random_value($depth - ($pairs > 6 ? 2 : 0)) } 1 .. $pairs) . '}';
+}
 sql('CREATE TABLE objects (n int PRIMARY KEY, o text)');
-sql("INSERT INTO objects VALUES ($_, \$o\$$objects[$_]\$o\$)") for 0 .. $#objects;
+sql(join(';', map { "INSERT INTO objects VALUES ($_, \$o\$$objects[$_]\$o\$)" } 0 .. $#objects));
 sql(q{INSERT INTO evstream.retries (id, record_value, record_timestamp, attempts)
 	SELECT 1000 + n, convert_to('{"user_id":"o-' || n || '","event":"object","properties":' || o || '}', 'UTF8'), '2026-11-01', 1 FROM objects});
 ok(wait_for_sql($node, 'postgres', "SELECT count(*) FROM evstream_events WHERE event_type = 'object'", scalar(@objects)), 'objects are stored');
