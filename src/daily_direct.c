@@ -70,7 +70,7 @@ typedef struct Strangers
 	int64 there;
 } Strangers;
 
-/* So many are known before anything is concluded; of twice the other, half are forgotten */
+/* Fewer say nothing yet; of more, half are forgotten */
 #define STRANGERS_MIN    1000
 #define STRANGERS_MAX    10000
 /* Each that is taken for new by mistake leaves a dead row */

@@ -212,10 +212,11 @@ my @objects = (
 	'{' . join(',', map { qq("k$_":"$_") } 1 .. 15) . '}', '{' . join(',', map { qq("k$_":$_) } 1 .. 16) . '}',
 	'{' . join(',', map { qq("k$_":$_.5) } 1 .. 32) . '}', '{' . join(',', map { qq("k$_":[$_]) } 1 .. 40) . '}',
 	'{"long":"' . ('x' x 3000) . '","n":7,"m":1.25}',
-	# and beyond what is laid out by evstream
+	# too deep, with too many keys, and too large for what evstream lays out itself
 	'{"deep":' . ('[' x 30) . '1' . (']' x 30) . '}',
 	'{"keys":{' . join(',', map { qq("k$_":$_) } 1 .. 300) . '}}',
 	'{"large":["' . join('","', 1 .. 20_000) . '"]}',
+	# containers, escapes and keys given twice in every mixture
 	map { random_object(4) } 1 .. 300);
 
 # The same ones each time, with keys that are given twice, also in other words.
