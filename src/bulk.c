@@ -32,6 +32,9 @@
 /* With less on the page, the next version of a row might find no room */
 #define ROOM_FOR_VERSION 512
 
+/* Neighbours of a key that are told of: as many as cost less than to look for them one by one */
+#define NEIGHBOURS_MAX 16
+
 struct Bulk
 {
 	Relation rel;
@@ -58,6 +61,7 @@ struct Bulk
 	TupleTableSlot *found;
 	TupleTableSlot *changed;
 	IndexScanDesc scan;
+	IndexScanDesc neighbours; /* of keys, without their rows */
 	Snapshot snapshot;
 	ItemPointerData entry;
 	HeapTupleData found_tuple; /* of a row that is found by a tid */
@@ -281,11 +285,8 @@ static void
 begin_finding(Bulk *bulk, const BulkKey *key)
 {
 	use_key(bulk, key);
-	if (bulk->scan == NULL)
-	{
+	if (bulk->snapshot == NULL)
 		bulk->snapshot = RegisterSnapshot(GetLatestSnapshot());
-		bulk->scan = compat_index_beginscan(bulk->rel, bulk->index, bulk->snapshot, key->ncolumns);
-	}
 }
 
 TupleTableSlot *
@@ -297,6 +298,8 @@ bulk_find(Bulk *bulk, const BulkKey *key, const Datum *values)
 	ItemPointer entry;
 
 	begin_finding(bulk, key);
+	if (bulk->scan == NULL)
+		bulk->scan = compat_index_beginscan(bulk->rel, bulk->index, bulk->snapshot, key->ncolumns);
 	rescan(bulk, bulk->scan, values);
 	while (!found && (entry = index_getnext_tid(bulk->scan, ForwardScanDirection)) != NULL)
 	{
@@ -306,6 +309,64 @@ bulk_find(Bulk *bulk, const BulkKey *key, const Datum *values)
 	}
 	MemoryContextSwitchTo(old);
 	return found ? bulk->found : NULL;
+}
+
+/* The key of an index entry; false if a value is stored otherwise than it is. */
+static bool
+get_key(Bulk *bulk, IndexTuple entry, Datum *values)
+{
+	TupleDesc desc = RelationGetDescr(bulk->index);
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		bool isnull;
+		Datum value = index_getattr(entry, i + 1, desc, &isnull);
+
+		if (isnull ||
+			(TupleDescAttr(desc, i)->attlen == -1 && VARATT_IS_COMPRESSED(DatumGetPointer(value))))
+			return false;
+		values[bulk->arguments[i]] = value;
+	}
+	return true;
+}
+
+bool
+bulk_neighbours(Bulk *bulk, const BulkKey *key, const Datum *values, int ncolumns,
+				BulkNeighbour tell, void *arg)
+{
+	MemoryContext old = MemoryContextSwitchTo(bulk->context);
+	Datum found[INDEX_MAX_KEYS];
+	bool all = true;
+	ItemPointer tid;
+	int n = 0;
+
+	begin_finding(bulk, key);
+	if (bulk->neighbours == NULL)
+	{
+		bulk->neighbours = compat_index_beginscan(bulk->rel, bulk->index, bulk->snapshot, ncolumns);
+		bulk->neighbours->xs_want_itup = true;
+	}
+	rescan(bulk, bulk->neighbours, values);
+	while ((tid = index_getnext_tid(bulk->neighbours, ForwardScanDirection)) != NULL)
+	{
+		if (n++ == NEIGHBOURS_MAX)
+		{
+			all = false;
+			break;
+		}
+		if (get_key(bulk, bulk->neighbours->xs_itup, found))
+			tell(found, tid, arg);
+		else
+			all = false;
+	}
+	/* one that is not at its end holds a page, for which VACUUM would wait as long as we do */
+	if (tid != NULL)
+	{
+		index_endscan(bulk->neighbours);
+		bulk->neighbours = NULL;
+	}
+	MemoryContextSwitchTo(old);
+	return all;
 }
 
 const ItemPointerData *
@@ -401,11 +462,14 @@ bulk_find_at(Bulk *bulk, const BulkKey *key, const Datum *values, const ItemPoin
 void
 bulk_forget(Bulk *bulk)
 {
-	if (bulk->scan == NULL)
-		return;
-	index_endscan(bulk->scan);
-	UnregisterSnapshot(bulk->snapshot);
-	bulk->scan = NULL;
+	if (bulk->scan != NULL)
+		index_endscan(bulk->scan);
+	if (bulk->neighbours != NULL)
+		index_endscan(bulk->neighbours);
+	if (bulk->snapshot != NULL)
+		UnregisterSnapshot(bulk->snapshot);
+	bulk->scan = bulk->neighbours = NULL;
+	bulk->snapshot = NULL;
 }
 
 TupleTableSlot *

@@ -63,6 +63,15 @@ typedef struct BulkKey
 extern TupleTableSlot *bulk_find(Bulk *bulk, const BulkKey *key, const Datum *values);
 
 /*
+ * Tells by tell() which index entries share the first ncolumns columns of the index with
+ * that key, whether their rows live or not: their keys, in the order of bulk_find()'s
+ * values, and places.  False if it did not get to all of them, as of very many.
+ */
+typedef void (*BulkNeighbour)(const Datum *values, const ItemPointerData *tid, void *arg);
+extern bool bulk_neighbours(Bulk *bulk, const BulkKey *key, const Datum *values, int ncolumns,
+							BulkNeighbour tell, void *arg);
+
+/*
  * The index entry that led to the row found last, or leads to its new version
  * since bulk_replace(); and the row of that key if it is there, or NULL if another
  * one is, or none: any tid may be asked for.

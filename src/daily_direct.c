@@ -82,7 +82,9 @@ typedef struct Kind
 	const Oid *types;
 	int ncolumns;
 	void (*get_key)(const void *row, Datum *key);
-	uint64 (*get_hash)(const void *row);                 /* of the key */
+	uint64 (*get_hash)(const void *row); /* of the key */
+	uint64 (*hash_key)(const Datum *key);
+	int neighbour_columns; /* rows with these in common are asked for together; 0: they are not */
 	void (*fill)(const void *row, TupleTableSlot *slot); /* a new row's, but for the key */
 	void (*add)(const void *row, TupleTableSlot *slot);  /* to an old row's */
 	Strangers *strangers;
@@ -146,6 +148,21 @@ count_hash(const void *arg)
 	return key_hash(row->user_id, row->event_type, row->day);
 }
 
+static EventText
+datum_text(Datum datum)
+{
+	const struct varlena *text = (const struct varlena *) DatumGetPointer(datum);
+
+	return (EventText){.data = VARDATA_ANY(text), .len = VARSIZE_ANY_EXHDR(text)};
+}
+
+static uint64
+count_key_hash(const Datum *key)
+{
+	return key_hash(datum_text(key[COUNT_USER_ID]), datum_text(key[COUNT_EVENT_TYPE]),
+					DatumGetDateADT(key[COUNT_DAY]));
+}
+
 static void
 count_fill(const void *arg, TupleTableSlot *slot)
 {
@@ -190,8 +207,15 @@ count_add(const void *arg, TupleTableSlot *slot)
 static const Oid count_types[COUNT_COLUMNS] = {
 	TEXTOID, DATEOID, TEXTOID, INT8OID, NUMERICOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID};
 static Strangers count_strangers;
-static const Kind counts = {count_types, COUNT_COLUMNS, count_key,       count_hash,
-							count_fill,  count_add,     &count_strangers};
+static const Kind counts = {.types = count_types,
+							.ncolumns = COUNT_COLUMNS,
+							.get_key = count_key,
+							.get_hash = count_hash,
+							.hash_key = count_key_hash,
+							.neighbour_columns = 2, /* user and day, of all types */
+							.fill = count_fill,
+							.add = count_add,
+							.strangers = &count_strangers};
 
 /* ---- counts by user, item and day ---- */
 
@@ -247,8 +271,13 @@ item_add(const void *arg, TupleTableSlot *slot)
 static const Oid item_types[ITEM_COLUMNS] = {TEXTOID, TEXTOID, DATEOID, INT8OID,
 											 INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID};
 static Strangers item_strangers;
-static const Kind items = {item_types, ITEM_COLUMNS, item_key,       item_hash,
-						   item_fill,  item_add,     &item_strangers};
+static const Kind items = {.types = item_types,
+						   .ncolumns = ITEM_COLUMNS,
+						   .get_key = item_key,
+						   .get_hash = item_hash,
+						   .fill = item_fill,
+						   .add = item_add,
+						   .strangers = &item_strangers};
 
 /* ---- both ---- */
 
@@ -280,30 +309,83 @@ forget_strangers(Strangers *strangers)
 	}
 }
 
-/* Finds a row where it was before, or, if so wanted, by the index; false if it is not there. */
-static bool
-find_row(Writing *writing, int i, Oid leaf, bool by_index)
+typedef struct Meeting
 {
-	Strangers *strangers = writing->kind->strangers;
+	const Kind *kind;
+	Oid leaf;
+	uint64 wanted;
+	bool met;
+} Meeting;
+
+static void
+meet(const Datum *key, const ItemPointerData *tid, void *arg)
+{
+	Meeting *meeting = arg;
+	uint64 hash = meeting->kind->hash_key(key);
+
+	meeting->met |= hash == meeting->wanted;
+	row_cache_put(meeting->leaf, hash, tid);
+}
+
+static bool
+find_at_place(Writing *writing, int i, Oid leaf)
+{
 	ItemPointerData tid;
 
-	if (row_cache_get(leaf, writing->hashes[i], &tid) &&
-		bulk_find_at(writing->bulk, &first_columns, writing->keys[i], &tid) != NULL)
+	return row_cache_get(leaf, writing->hashes[i], &tid) &&
+		   bulk_find_at(writing->bulk, &first_columns, writing->keys[i], &tid) != NULL;
+}
+
+/* How far a row is looked for that is not where it was before */
+typedef enum Look
+{
+	LOOK_NOWHERE,
+	LOOK_AROUND, /* in the index; of the rows beside it, too, the places are kept */
+	LOOK_FOR_IT, /* in the index, by its key alone */
+} Look;
+
+static bool
+find_by_index(Writing *writing, int i, Oid leaf, Look look)
+{
+	const Kind *kind = writing->kind;
+	Meeting meeting = {.kind = kind, .leaf = leaf, .wanted = writing->hashes[i]};
+
+	if (look == LOOK_AROUND && kind->neighbour_columns > 0)
+	{
+		bool all = bulk_neighbours(writing->bulk, &first_columns, writing->keys[i],
+								   kind->neighbour_columns, meet, &meeting);
+
+		if (meeting.met && find_at_place(writing, i, leaf))
+			return true;
+		/* without an entry there is no row */
+		if (!meeting.met && all)
+			return false;
+	}
+	return bulk_find(writing->bulk, &first_columns, writing->keys[i]) != NULL;
+}
+
+/* Finds a row where it was before, or where it is looked for; false if it is not there. */
+static bool
+find_row(Writing *writing, int i, Oid leaf, Look look)
+{
+	Strangers *strangers = writing->kind->strangers;
+
+	if (find_at_place(writing, i, leaf))
 		return true;
 	strangers->seen++;
-	if (!by_index || bulk_find(writing->bulk, &first_columns, writing->keys[i]) == NULL)
+	if (look == LOOK_NOWHERE || !find_by_index(writing, i, leaf, look))
 		return false;
 	strangers->there++;
 	return true;
 }
 
-/* The new version of a row that is there; false if it is not, or not found without the index. */
+/* The new version of a row that is there; false if it is not, or was not looked for. */
 static bool
-add_to_row(Writing *writing, int i, bool by_index)
+add_to_row(Writing *writing, int i, Look look)
 {
 	Oid leaf = RelationGetRelid(bulk_relation(writing->bulk));
 
-	while (find_row(writing, i, leaf, by_index))
+	while (find_row(writing, i, leaf, look))
 	{
 		writing->kind->add(writing->rows[i], bulk_changed(writing->bulk));
 		if (bulk_replace(writing->bulk))
@@ -333,7 +415,7 @@ write_rows(Writing *writing, const Kind *kind, void **rows, int nrows, Oid leaf)
 {
 	Bulk *bulk = bulk_open(leaf, kind->types, kind->ncolumns, settle_row, writing);
 	ItemPointerData *places;
-	bool look;
+	Look look;
 
 	if (!is_plain(bulk_relation(bulk)))
 	{
@@ -356,7 +438,7 @@ write_rows(Writing *writing, const Kind *kind, void **rows, int nrows, Oid leaf)
 		kind->get_key(rows[i], writing->keys[i]);
 	}
 	forget_strangers(kind->strangers);
-	look = !are_new(kind->strangers);
+	look = are_new(kind->strangers) ? LOOK_NOWHERE : LOOK_AROUND;
 	for (int i = 0; i < nrows; i++)
 		if (!add_to_row(writing, i, look))
 			writing->fresh[writing->nfresh++] = i;
@@ -376,7 +458,7 @@ write_rows(Writing *writing, const Kind *kind, void **rows, int nrows, Oid leaf)
 	for (int n = 0; n < writing->nfresh; n++)
 		row_cache_put(leaf, writing->hashes[writing->fresh[n]], &places[n]);
 	for (int n = 0; n < writing->nmet; n++)
-		if (!add_to_row(writing, writing->met[n], true))
+		if (!add_to_row(writing, writing->met[n], LOOK_FOR_IT))
 			ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 							errmsg("row of \"%s\" was removed at the same time",
 								   RelationGetRelationName(bulk_relation(bulk)))));

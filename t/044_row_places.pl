@@ -145,10 +145,16 @@ sub stats
 		  . ' ORDER BY 1');
 }
 
-# It begins without any experience.
-my $consumer = sql("SELECT pid FROM evstream_workers WHERE role = 'consumer'");
-sql('SELECT evstream_restart()');
-ok(wait_for_sql($node, 'postgres', "SELECT count(*) FROM evstream_workers WHERE role = 'consumer' AND pid <> $consumer", 1), 'another consumer');
+# A consumer that begins without any experience
+sub fresh_consumer
+{
+	my $consumer = sql("SELECT pid FROM evstream_workers WHERE role = 'consumer'");
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	sql('SELECT evstream_restart()');
+	return ok(wait_for_sql($node, 'postgres', "SELECT count(*) FROM evstream_workers WHERE role = 'consumer' AND pid <> $consumer", 1), 'another consumer');
+}
+
+fresh_consumer();
 sql("SELECT pg_stat_reset_single_table_counters('$items'::regclass)");
 
 track_clicks('new', 1500);
@@ -162,6 +168,41 @@ is(stats(), "101:120\n101:120\n1:1500\n1:1500\nusers:1500", 'now it looks first'
 ok(wait_for_sql($node, 'postgres', "SELECT n_tup_ins, n_tup_upd, n_tup_del FROM pg_stat_user_tables WHERE relid = '$items'::regclass",
 		join('|', 1500 + 2 * (10 + 100) + 10, 120, 10 + 100)),
 	'of the first ones a row was added and taken back');
+
+# ---- rows of the other types of a user come with the first one ----
+
+# Rows of n types that the consumer does not know of, and an event of each of m types
+sub track_types
+{
+	my ($user, $n, $m) = @_;
+	sql("INSERT INTO $leaf (user_id, day, event_type, event_count, first_event_at, last_event_at, updated_at)"
+		  . " SELECT '$user', '$day', 'type-' || n, 10, now(), now(), now() FROM generate_series(1, $n) n");
+	sql("SELECT pg_stat_reset_single_table_counters('${leaf}_pkey'::regclass)");
+	sql(qq{SELECT count(evstream_track('$user', 'type-' || n, NULL, NULL, '$day 12:00+00')) FROM generate_series(1, $m) n});
+	is(sql("SELECT evstream_wait('30 s')"), 't', 'counted');
+	# without the index, whose scans are counted
+	is( sql("SET enable_indexscan = off; SET enable_bitmapscan = off;"
+			  . " SELECT event_count, count(*) FROM $leaf WHERE user_id = '$user' GROUP BY 1 ORDER BY 1"),
+		join("\n", $m > $n ? '1|' . ($m - $n) : (), "11|$n"),
+		"$user: old rows and new ones");
+	return;
+}
+
+sub scans
+{
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return ok(wait_for_sql($node, 'postgres', "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelid = '${leaf}_pkey'::regclass", $_[0]), $_[1]);
+}
+
+fresh_consumer();
+track_types('some', 9, 9);
+scans(1, 'rows are found by one look');
+track_types('new', 9, 12);
+scans(1 + 3, 'and those that are not there by one each');
+track_types('many', 16, 18);
+scans(1 + 2, 'up to so many');
+track_types('more', 17, 19);
+scans(1 + 2 * (1 + 2), 'beyond which rows are looked for one by one');
 
 is(sql('SELECT count(*) FROM evstream.dead_letters'), 0, 'no dead letter');
 unlike(slurp_file($node->logfile), qr/ERROR|PANIC|TRAP/, 'no error was raised');
