@@ -36,6 +36,18 @@ ALTER FUNCTION @extschema@.evstream_track(bigint, text, jsonb, uuid, timestamptz
 ALTER TABLE evstream.daily_counts REPLICA IDENTITY FULL;
 ALTER TABLE evstream.daily_items REPLICA IDENTITY FULL;
 
+-- Not dumped: maintenance makes those that are missing.
+CREATE TABLE evstream.id_filters (
+	segment_id int PRIMARY KEY,
+	-- how its bits are made, which is the library's
+	kind int NOT NULL,
+	-- the segment's table when it was read
+	relfilenode oid NOT NULL,
+	filter bytea NOT NULL
+);
+ALTER TABLE evstream.id_filters ALTER COLUMN filter SET STORAGE EXTERNAL;
+COMMENT ON TABLE evstream.id_filters IS 'Which ids the closed segments may have, so that a consumer need not read them when it starts';
+
 -- ---------------------------------------------------------------------------
 -- Fan-out
 -- ---------------------------------------------------------------------------

@@ -44,7 +44,7 @@ WHERE a.grantee = 0
 ORDER BY 1, 2;
 SELECT has_schema_privilege('pg_read_all_settings', 'evstream', 'USAGE');
 
--- pg_dump takes all tables and sequences, but for the mark of a restore
+-- pg_dump takes all tables and sequences, but for the mark of a restore, and what is made anew
 SELECT c.relname FROM pg_class c
 WHERE c.relnamespace = 'evstream'::regnamespace AND c.relkind IN ('r', 'S')
 	AND EXISTS (SELECT FROM members m WHERE m.classid = 'pg_class'::regclass AND m.objid = c.oid)

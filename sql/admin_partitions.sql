@@ -56,6 +56,7 @@ CREATE TABLE evstream.ids_777777 (LIKE evstream.ids INCLUDING ALL);
 INSERT INTO evstream.dead_letters (reason, record_value, received_at) VALUES ('not_json', 'old', '2001-01-01 00:00+00');
 -- ids out of the window, which has seen three more days with events, and within
 INSERT INTO evstream.id_segments (segment_id, closed_at, last_day) VALUES (777777, '2001-01-01 00:00+00', '2001-01-01'), (777778, '2001-01-02 00:00+00', '2099-01-01');
+INSERT INTO evstream.id_filters (segment_id, kind, relfilenode, filter) VALUES (777777, 1, 0, '');
 INSERT INTO evstream.received_days SELECT '2001-01-01'::date + n FROM generate_series(0, 6) n ON CONFLICT DO NOTHING;
 -- a log with many batches
 INSERT INTO evstream.logs (log_id, kind, cluster_id, topic) VALUES (777777, 'kafka', 'c', 't');
@@ -77,6 +78,7 @@ SELECT wait_until($$ SELECT relispartition FROM pg_class WHERE oid = 'evstream.e
 SELECT wait_until($$ SELECT NOT EXISTS (SELECT FROM evstream.dead_letters WHERE received_at < '2002-01-01') $$);
 SELECT wait_until($$ SELECT NOT has_table('ids_777777') $$);
 SELECT segment_id FROM evstream.id_segments WHERE segment_id >= 777777;
+SELECT segment_id FROM evstream.id_filters WHERE segment_id >= 777777;
 SELECT wait_until($$ SELECT count(*) = 100 FROM evstream.batch_log WHERE log_id = 777777 $$);
 SELECT min(generation), min(from_offset), max(to_offset) FROM evstream.batch_log WHERE log_id = 777777;
 SELECT consumed FROM evstream.partitions WHERE log_id = 777777;

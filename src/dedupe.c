@@ -12,11 +12,10 @@
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/namespace.h"
-#include "catalog/pg_am.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -32,11 +31,9 @@
 #include "dedupe.h"
 #include "id_filter.h"
 #include "partition.h"
+#include "segment_filter.h"
 #include "sql.h"
-
-/* About 2 M ids: 48 bytes a row and 4 for its pointer */
-#define SEGMENT_PAGES 13000
-#define SEGMENT_IDS   2000000
+#include "status.h"
 
 enum
 {
@@ -55,6 +52,7 @@ typedef struct Segment
 	bool seen;
 	MemoryContext context;
 	IdFilter *filter;
+	bool said_full;
 	struct Segment *next;
 } Segment;
 
@@ -162,74 +160,24 @@ lock_open_segment(int32 likely, int32 **closed, int *nclosed)
 	}
 }
 
-/* As many as are on a page, with some to spare */
-#define PAGE_IDS (BLCKSZ / (SizeofHeapTupleHeader + UUID_LEN))
-
-/*
- * All ids of the page, those of rows that are dead, or not visible yet, as well:
- * what a filter may have is looked up with a snapshot.
- */
-static void
-add_page(IdFilter *filter, Relation rel, BlockNumber block, BufferAccessStrategy strategy)
-{
-	Buffer buffer = ReadBufferExtended(rel, MAIN_FORKNUM, block, RBM_NORMAL, strategy);
-	uint64 hashes[PAGE_IDS];
-	int n = 0;
-	Page page;
-
-	LockBuffer(buffer, BUFFER_LOCK_SHARE);
-	page = BufferGetPage(buffer);
-	for (OffsetNumber o = FirstOffsetNumber; o <= PageGetMaxOffsetNumber(page) && n < PAGE_IDS; o++)
-	{
-		ItemId item = PageGetItemId(page, o);
-		HeapTupleData tuple;
-		bool isnull;
-
-		if (!ItemIdIsNormal(item))
-			continue;
-		tuple.t_data = (HeapTupleHeader) PageGetItem(page, item);
-		tuple.t_len = ItemIdGetLength(item);
-		tuple.t_tableOid = RelationGetRelid(rel);
-		ItemPointerSet(&tuple.t_self, block, o);
-		hashes[n] = id_filter_hash(
-			DatumGetUUIDP(heap_getattr(&tuple, ID_EVENT_ID + 1, RelationGetDescr(rel), &isnull)));
-		id_filter_prefetch(filter, hashes[n++]);
-	}
-	UnlockReleaseBuffer(buffer);
-	for (int i = 0; i < n; i++)
-		id_filter_add(filter, hashes[i]);
-}
-
-/* Reads a segment into a filter. */
+/* A segment as this process is to know it; ids may be added to the open one. */
 static Segment *
-load_segment(int32 segment_id)
+load_segment(int32 segment_id, bool closed)
 {
 	MemoryContext context =
 		AllocSetContextCreate(CurrentMemoryContext, "evstream id segment", ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	Segment *segment = palloc0(sizeof(Segment));
-	BufferAccessStrategy strategy = GetAccessStrategy(BAS_BULKREAD);
-	Relation rel;
-	BlockNumber nblocks = 0;
+	Relation rel = table_open(segment_relid(segment_id), AccessShareLock);
 
 	segment->segment_id = segment_id;
 	segment->context = context;
-	segment->filter = id_filter_create(SEGMENT_IDS);
+	if (closed)
+		segment->filter = segment_filter_kept(segment_id, rel);
+	if (segment->filter == NULL)
+		segment->filter = segment_filter_read(rel, closed ? 0 : SEGMENT_IDS);
 	MemoryContextSwitchTo(old);
-
-	rel = table_open(segment_relid(segment_id), AccessShareLock);
-	/* one that was moved to another access method is always looked into */
-	if (rel->rd_rel->relam != HEAP_TABLE_AM_OID)
-		id_filter_fill(segment->filter);
-	else
-		nblocks = RelationGetNumberOfBlocks(rel);
-	for (BlockNumber block = 0; block < nblocks; block++)
-	{
-		CHECK_FOR_INTERRUPTS();
-		add_page(segment->filter, rel, block, strategy);
-	}
 	table_close(rel, NoLock);
-	FreeAccessStrategy(strategy);
 
 	/* an error before leaves nothing behind */
 	MemoryContextSetParent(context, TopMemoryContext);
@@ -271,7 +219,7 @@ sync_closed_segments(const int32 *numbers, int n)
 				known = true;
 		if (known)
 			continue;
-		segment = load_segment(numbers[i]);
+		segment = load_segment(numbers[i], true);
 		segment->next = closed_segments;
 		closed_segments = segment;
 	}
@@ -333,6 +281,19 @@ settle_id(Bulk *bulk, int64 number, TupleTableSlot *slot, void *arg)
 	return true;
 }
 
+/*
+ * Maintenance closes a full segment at its next turn; where very many ids come, it is to
+ * have that turn now, as the filter and the index of the segment grow beyond their measure.
+ */
+static void
+say_full(Segment *segment, Relation rel)
+{
+	if (segment->said_full || RelationGetNumberOfBlocks(rel) <= SEGMENT_PAGES)
+		return;
+	segment->said_full = true;
+	status_wake(MyDatabaseId, ROLE_MAINTENANCE);
+}
+
 void
 dedupe_ids(const pg_uuid_t *ids, int nids, bool *is_new)
 {
@@ -370,7 +331,7 @@ dedupe_ids(const pg_uuid_t *ids, int nids, bool *is_new)
 		open_segment_filter = NULL;
 	}
 	if (open_segment_filter == NULL)
-		open_segment_filter = load_segment(current);
+		open_segment_filter = load_segment(current, false);
 	bulk = bulk_open(segment_relid(current), id_types, ID_COLUMNS, settle_id, &adding);
 	nhits = likely_hits(open_segment_filter, hashes, nids, is_new, hits);
 	look_up(bulk, ids, hits, nhits, is_new);
@@ -387,6 +348,8 @@ dedupe_ids(const pg_uuid_t *ids, int nids, bool *is_new)
 		id_filter_add(open_segment_filter->filter, hashes[i]);
 		bulk_put(bulk, slot);
 	}
+	bulk_flush(bulk);
+	say_full(open_segment_filter, bulk_relation(bulk));
 	bulk_close(bulk);
 	CommandCounterIncrement();
 }
@@ -395,7 +358,9 @@ void
 dedupe_rotate(void *unused)
 {
 	int32 segment_id = open_segment();
-	Oid relid;
+	XLogRecPtr since;
+	IdFilter *filter;
+	Relation rel;
 	char *sql;
 
 	if (segment_id == 0)
@@ -410,15 +375,37 @@ dedupe_rotate(void *unused)
 		!DatumGetBool(sql_column(0, 1, NULL)))
 		return;
 
+	/* nearly all of its filter while consumers go on */
+	rel = table_open(segment_relid(segment_id), AccessShareLock);
+	since = GetXLogInsertRecPtr();
+	filter = segment_filter_read(rel, 0);
+
 	sql_execute("LOCK TABLE evstream.id_segments IN SHARE ROW EXCLUSIVE MODE", 0, NULL, NULL, NULL,
 				SPI_OK_UTILITY);
-	relid = segment_relid(segment_id);
-	LockRelationOid(relid, ShareLock);
-	if (open_segment() != segment_id)
+	LockRelationOid(RelationGetRelid(rel), ShareLock);
+	if (open_segment() == segment_id)
+	{
+		segment_filter_read_changed(filter, rel, since);
+		segment_filter_keep(segment_id, rel, filter);
+		sql = psprintf("UPDATE evstream.id_segments SET closed_at = pg_catalog.clock_timestamp(),"
+					   " last_day = " DEDUPE_RECEIVED_DAY " WHERE segment_id = %d",
+					   segment_id);
+		sql_execute(sql, 0, NULL, NULL, NULL, SPI_OK_UPDATE);
+		create_segment();
+	}
+	table_close(rel, NoLock);
+}
+
+void
+dedupe_keep_filter(void *kept)
+{
+	int32 segment_id = segment_filter_missing();
+	Relation rel;
+
+	*(bool *) kept = segment_id != 0;
+	if (segment_id == 0)
 		return;
-	sql = psprintf("UPDATE evstream.id_segments SET closed_at = pg_catalog.clock_timestamp(),"
-				   " last_day = " DEDUPE_RECEIVED_DAY " WHERE segment_id = %d",
-				   segment_id);
-	sql_execute(sql, 0, NULL, NULL, NULL, SPI_OK_UPDATE);
-	create_segment();
+	rel = table_open(segment_relid(segment_id), AccessShareLock);
+	segment_filter_keep(segment_id, rel, segment_filter_read(rel, 0));
+	table_close(rel, NoLock);
 }

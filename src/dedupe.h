@@ -32,4 +32,10 @@ extern void dedupe_ids(const pg_uuid_t *ids, int nids, bool *is_new);
 /* Closes the present segment if it is full or of an earlier day; a unit of work. */
 extern void dedupe_rotate(void *unused);
 
+/*
+ * Keeps the filter of a closed segment for which there is none, as after an update
+ * from 1.0; says in *kept, a bool, whether there was one.  A unit of work.
+ */
+extern void dedupe_keep_filter(void *kept);
+
 #endif /* EVSTREAM_DEDUPE_H */

@@ -13,17 +13,38 @@
 
 #define BLOCK_IDS 32
 
-IdFilter *
-id_filter_create(int64 nids)
+static IdFilter *
+create(uint32 nblocks)
 {
 	IdFilter *filter = palloc(sizeof(IdFilter));
 	char *memory;
 
-	filter->nblocks = (uint32) Max(1, nids / BLOCK_IDS);
+	filter->nblocks = nblocks;
 	memory = MemoryContextAllocExtended(CurrentMemoryContext,
 										(filter->nblocks + 1) * sizeof(IdFilterBlock),
 										MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 	filter->blocks = (IdFilterBlock *) TYPEALIGN(sizeof(IdFilterBlock), memory);
+	return filter;
+}
+
+IdFilter *
+id_filter_create(int64 nids)
+{
+	return create((uint32) Max(1, nids / BLOCK_IDS));
+}
+
+size_t
+id_filter_size(const IdFilter *filter)
+{
+	return filter->nblocks * sizeof(IdFilterBlock);
+}
+
+IdFilter *
+id_filter_from_bytes(const char *bytes, size_t size)
+{
+	IdFilter *filter = create((uint32) (size / sizeof(IdFilterBlock)));
+
+	memcpy(filter->blocks, bytes, id_filter_size(filter));
 	return filter;
 }
 

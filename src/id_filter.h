@@ -14,6 +14,9 @@
 #include "common/hashfn.h"
 #include "utils/uuid.h"
 
+/* How ids are hashed, and what the bits mean: another number if any of that changes */
+#define ID_FILTER_KIND 1
+
 /* 512 bits, a cache line */
 typedef struct IdFilterBlock
 {
@@ -34,6 +37,10 @@ extern IdFilter *id_filter_create(int64 nids);
 
 /* From now on it looks as if all ids were in it. */
 extern void id_filter_fill(IdFilter *filter);
+
+/* Bytes of its blocks, and a filter of such, copied into the present memory context. */
+extern size_t id_filter_size(const IdFilter *filter);
+extern IdFilter *id_filter_from_bytes(const char *bytes, size_t size);
 
 /* One hash of an id serves all filters. */
 static inline uint64

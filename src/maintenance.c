@@ -25,6 +25,7 @@
 #include "dedupe.h"
 #include "outbox.h"
 #include "partition.h"
+#include "segment_filter.h"
 #include "settings.h"
 #include "status.h"
 #include "worker.h"
@@ -36,10 +37,11 @@
 #define DROP_WAIT_MIN   USECS_PER_MINUTE /* after a drop that could not lock */
 #define DROP_WAIT_MAX   USECS_PER_HOUR
 
-#define DAYS_AHEAD      2
-#define CHUNK_ROWS      10000 /* deleted in one transaction */
-#define CHUNKS_PER_TURN 20
-#define COUNTED_LETTERS 10000 /* so many dead letters are counted at each turn */
+#define DAYS_AHEAD       2
+#define CHUNK_ROWS       10000 /* deleted in one transaction */
+#define CHUNKS_PER_TURN  20
+#define FILTERS_PER_TURN 10
+#define COUNTED_LETTERS  10000 /* so many dead letters are counted at each turn */
 
 PGDLLEXPORT void evstream_maintenance_main(Datum main_arg);
 
@@ -376,8 +378,10 @@ drop_segment(void *arg)
 	Datum values[] = {Int32GetDatum(atoi(turn->name + strlen("ids_")))};
 
 	turn->done = partition_drop(turn->name);
-	if (turn->done)
-		execute("DELETE FROM evstream.id_segments WHERE segment_id = $1", 1, types, values);
+	if (!turn->done)
+		return;
+	execute("DELETE FROM evstream.id_segments WHERE segment_id = $1", 1, types, values);
+	segment_filter_forget();
 }
 
 /* Days of no segment, but for as many of the newest as the window may ask for. */
@@ -411,6 +415,18 @@ drop_expired_ids(Turn *turn)
 			break;
 	}
 	return worker_run("pruning received days", prune_days, turn, NULL);
+}
+
+/* Each takes a fraction of a second: more at the next turn. */
+static bool
+keep_id_filters(void)
+{
+	bool ok = true;
+	bool kept = true;
+
+	for (int i = 0; i < FILTERS_PER_TURN && ok && kept; i++)
+		ok = worker_run("keeping the filter of a segment of ids", dedupe_keep_filter, &kept, NULL);
+	return ok;
 }
 
 /* ---- dead letters ---- */
@@ -629,6 +645,7 @@ evstream_maintenance_main(Datum main_arg)
 		ok &= worker_run("rotating the outbox", outbox_rotate, NULL, NULL);
 		ok &= worker_run("emptying the outbox", outbox_empty, NULL, NULL);
 		ok &= worker_run("closing a segment of ids", dedupe_rotate, NULL, NULL);
+		ok &= keep_id_filters();
 		ok &= worker_run("merging the batch log", merge_batch_log, NULL, NULL);
 		if (turn.at >= next_filters)
 		{
