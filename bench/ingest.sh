@@ -188,11 +188,19 @@ growth_line()
 	psql_in grown -c "SELECT evstream_track('u-0', 'view')" -c "SELECT evstream_wait('1 min')" >/dev/null
 	workers off
 	psql_in grown -v rows="$rows" -f "$REPO/bench/growth.sql" >/dev/null
+	for run in $(seq "$RUNS"); do
+		preload "growth-$run" "$GROWTH_EVENTS" $((SEED + run))
+	done
+	# what is written behind our back would be on the account of the first
+	sync
+	# as maintenance has them when it closes a segment
+	workers on
+	psql_in grown -f "$REPO/bench/growth_filters.sql"
+	workers off
 	psql_in postgres -c "ALTER DATABASE grown SET evstream.kafka_brokers = '$BROKERS'" \
 		-c 'ALTER DATABASE grown SET evstream.item_stats = off'
 	before=$(psql_in grown -c 'SELECT sum(event_count) FROM evstream.daily_totals')
 	for run in $(seq "$RUNS"); do
-		preload "growth-$run" "$GROWTH_EVENTS" $((SEED + run))
 		psql_in postgres -c "ALTER DATABASE grown SET evstream.kafka_topic = 'growth-$run'"
 		grown=$(consume_seconds grown $((before + GROWTH_EVENTS * run)))
 		workers off
