@@ -232,6 +232,10 @@ batch_seek_partition(LogPartition *part, int64 start_offset, bool forced, int64 
 					   Int64GetDatum(start_offset), BoolGetDatum(forced),
 					   Int64GetDatum(seek_id),      Int32GetDatum(part->generation)};
 
+	/* stronger than what an UPDATE takes by itself: against those who store a batch */
+	sql_execute("SELECT FROM evstream.partitions WHERE log_id = $1 AND log_partition = $2"
+				" FOR UPDATE",
+				2, types, values, NULL, SPI_OK_SELECT);
 	if (sql_execute(
 			"UPDATE evstream.partitions SET generation = generation + 1, start_offset = $3, forced = $4, seek_id = $5"
 			" WHERE log_id = $1 AND log_partition = $2 AND generation = $6",
@@ -440,7 +444,8 @@ moved(const LogPartition *part)
 
 /*
  * Position and fence.  The row of the partition is locked against a change of
- * generation.  Two owners at the same position meet in the unique key; one
+ * generation, and not against maintenance, which locks rows of several partitions
+ * as well, in an order of its own.  Two owners at the same position meet in the unique key; one
  * whose position is older is told by the rows that are ahead of it.  False if
  * nothing was done, as consumption is paused, which the first of a batch asks.
  * Tells also whether today is among the days on which events were received.
@@ -477,7 +482,7 @@ log_batch(const BatchPart *bp, bool is_first, bool *day_known)
 		int i = 0;
 		sql_execute_kept(
 			"WITH p AS MATERIALIZED (SELECT generation FROM evstream.partitions"
-			"   WHERE log_id = $1 AND log_partition = $2 FOR SHARE)"
+			"   WHERE log_id = $1 AND log_partition = $2 FOR KEY SHARE)"
 			" INSERT INTO evstream.batch_log (log_id, log_partition, generation, from_offset, to_offset,"
 			"   last_offset, last_timestamp, last_crc, last_received_at, tick, xid, id)"
 			" SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 FROM p"

@@ -203,6 +203,16 @@ count_is('sought', 100, 'nothing counts twice');
 $node->safe_psql('sought', q{SELECT evstream_seek('2100-01-01'::timestamptz)});
 ok(seek_done('sought', 0), 'a seek to the end');
 ok(wait_for_sql($node, 'sought', 'SELECT bool_and(settled_at IS NOT NULL) FROM evstream.seeks', 't', 20), 'it is settled');
+# as a consumer does that stores a batch at the former position
+my $storing = $node->background_psql('sought');
+$storing->query_safe('BEGIN; SELECT FROM evstream.partitions FOR KEY SHARE');
+$node->safe_psql('sought', q{SELECT evstream_seek('2100-01-01'::timestamptz)});
+ok(wait_for_sql($node, 'sought', q{SELECT count(*) > 0 FROM pg_stat_activity
+	WHERE datname = current_database() AND backend_type LIKE 'evstream consumer%' AND wait_event_type = 'Lock'}, 't', 20),
+	'a seek waits for a batch that is being stored');
+$storing->query_safe('ROLLBACK');
+$storing->quit;
+ok(seek_done('sought', 0), 'and is done when that has ended');
 my ($rc, $out, $err) = $node->psql('sought', 'SELECT evstream_seek(7, 0)');
 like($err, qr/topic "sought" has no partition 7/, 'a partition that is not there cannot be sought');
 make_topic('later', 1);

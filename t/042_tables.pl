@@ -270,6 +270,15 @@ foreach my $other ([ 'ahead', 3, 5 ], [ 'over', -1, 4 ])
 }
 cmp_ok(count_log($node, qr/partition 0 of log 1 was moved by another consumer/), '>', 0, 'which the log says');
 
+# ---- Maintenance has merged the batch log, and has not committed yet ----
+
+my $merging = $node->background_psql('postgres');
+$merging->query_safe('BEGIN; UPDATE evstream.partitions SET consumed = consumed');
+sql("SELECT evstream_track('merging', 'view')");
+all_counted('what is stored does not wait for it');
+$merging->query_safe('ROLLBACK');
+$merging->quit;
+
 # ---- All indexes are whole ----
 
 sql('CREATE EXTENSION amcheck');
