@@ -38,7 +38,8 @@ usage()
 	~/.cache/evstream. start fetches them if they are missing.
 
 	KAFKA_JVM has flags of the JVM, in place of -XX:TieredStopAtLevel=1, with which it is
-	soon there, but takes more of a core than with its whole compiler, which is KAFKA_JVM=''.
+	soon there, but takes more of a core than with its whole compiler, which is KAFKA_JVM='';
+	-Xmx there overrides the small heap of a test's broker.
 
 	Exit status: 0 done; 77 there is no JDK, no jars or no network to fetch them
 	(a reason to skip, one line on stderr); another number: it failed.

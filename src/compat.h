@@ -134,6 +134,13 @@ compat_parse_interval(const char *text, Interval *span)
 #define compat_oldest_known_xid() (ShmemVariableCache->oldestClogXid)
 #endif
 
+/* A set of events that lives as long as the process. */
+#if PG_VERSION_NUM >= 170000
+#define compat_CreateWaitEventSet(nevents) CreateWaitEventSet(NULL, nevents)
+#else
+#define compat_CreateWaitEventSet(nevents) CreateWaitEventSet(TopMemoryContext, nevents)
+#endif
+
 /* Index entries of a tuple that was just inserted, without ON CONFLICT. */
 #define compat_ExecInsertIndexTuples(rel, slot, estate)                                            \
 	compat_ExecTryIndexTuples(rel, slot, estate, false, NULL)

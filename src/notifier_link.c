@@ -23,6 +23,9 @@
 #define FORWARD_COUNT 1000
 #define FORWARD_BYTES (1024 * 1024)
 
+/* So long it waits for Redis alone: commits need not wake it */
+#define ANSWER_MS 5
+
 /* ---- faults ---- */
 
 static NotifierProblem
@@ -182,8 +185,11 @@ advance(int64 until)
 		return fault(RSTATUS_AWAY, redis_is_ready(notifier.client)
 									   ? "no answer within the time"
 									   : "no connection within the time");
-	(void) worker_wait_for(redis_fd(notifier.client), redis_wants_write(notifier.client),
-						   (long) ((until - now) / 1000) + 1);
+	/* an answer mostly comes at once, and nothing else is done before it */
+	if (redis_wants_write(notifier.client) ||
+		!worker_pause(redis_fd(notifier.client), Min((until - now) / 1000 + 1, ANSWER_MS)))
+		(void) worker_wait_for(redis_fd(notifier.client), redis_wants_write(notifier.client),
+							   (long) ((until - now) / 1000) + 1);
 	listen_process();
 	status = redis_advance(notifier.client);
 	if (status != RSTATUS_OK)

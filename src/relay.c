@@ -738,6 +738,14 @@ evstream_relay_main(Datum main_arg)
 			continue;
 		if (may_read())
 			(void) worker_pause(kafka_fd(relay.client), time_to_wait(now));
+		/* what was delivered is needed only for recording, and for what is sent after it */
+		else if (relay.delivered < relay.produced && relay.produced == relay.read &&
+				 now < relay.progress_at + RECORD_ALL_US)
+		{
+			(void) worker_wait(-1, RECORD_ALL_US / 1000);
+			if (worker_woken())
+				relay.look = true;
+		}
 		/* what Kafka has to say is no reason to look; a commit would come first */
 		else if (!worker_wait(kafka_fd(relay.client), time_to_wait(now)))
 			relay.look = true;

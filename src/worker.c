@@ -7,6 +7,8 @@
  */
 #include "postgres.h"
 
+#include <sys/stat.h>
+
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
@@ -64,6 +66,11 @@ static int64 logged_at;
 static int failures; /* of worker_run() in a row */
 static bool stats_pending;
 static bool woken;
+
+/* Latch, postmaster and the file of the last wait: to make such a set costs more than to wait */
+static WaitEventSet *kept_set;
+static int kept_fd = -1;
+static struct stat kept_file;
 
 /* ---- end of a worker ---- */
 
@@ -248,6 +255,43 @@ worker_check(void)
 		reload();
 }
 
+#define KEPT_LATCH 0 /* its place in the set */
+
+/* The kernel forgets a file that is closed: another one may have its number now. */
+static void
+keep_set(int fd)
+{
+	struct stat file;
+
+	if (fstat(fd, &file) != 0)
+		elog(ERROR, "could not stat file descriptor %d: %m", fd);
+	if (kept_fd == fd && kept_file.st_dev == file.st_dev && kept_file.st_ino == file.st_ino)
+		return;
+	kept_fd = -1;
+	if (kept_set != NULL)
+		FreeWaitEventSet(kept_set);
+	kept_set = NULL;
+	kept_set = compat_CreateWaitEventSet(3);
+	AddWaitEventToSet(kept_set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	AddWaitEventToSet(kept_set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+	AddWaitEventToSet(kept_set, WL_SOCKET_READABLE, fd, NULL, NULL);
+	kept_fd = fd;
+	kept_file = file;
+}
+
+/* As WaitLatchOrSocket(), for fd to become readable. */
+static int
+wait_kept(int events, int fd, long timeout_ms)
+{
+	WaitEvent event;
+
+	keep_set(fd);
+	ModifyWaitEvent(kept_set, KEPT_LATCH, WL_LATCH_SET, events & WL_LATCH_SET ? MyLatch : NULL);
+	if (WaitEventSetWait(kept_set, timeout_ms, &event, 1, PG_WAIT_EXTENSION) == 0)
+		return WL_TIMEOUT;
+	return (int) event.events;
+}
+
 static bool
 wait_for(int events, int fd, long timeout_ms)
 {
@@ -260,13 +304,17 @@ wait_for(int events, int fd, long timeout_ms)
 		stats_pending = false;
 	}
 	worker_check();
-	if (fd >= 0)
-		events |= WL_SOCKET_READABLE;
+	timeout_ms = Max(timeout_ms, 0);
+	if (fd >= 0 && (events & WL_SOCKET_WRITEABLE) == 0)
+		seen = wait_kept(events, fd, timeout_ms);
+	else if (fd >= 0)
+		seen = WaitLatchOrSocket(
+			MyLatch, events | WL_SOCKET_READABLE | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, fd, timeout_ms,
+			PG_WAIT_EXTENSION);
 	else
-		events &= ~WL_SOCKET_WRITEABLE;
-	seen =
-		WaitLatchOrSocket(MyLatch, events | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						  fd >= 0 ? fd : PGINVALID_SOCKET, Max(timeout_ms, 0), PG_WAIT_EXTENSION);
+		seen = WaitLatch(events & WL_LATCH_SET ? MyLatch : NULL,
+						 (events & WL_LATCH_SET) | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout_ms,
+						 PG_WAIT_EXTENSION);
 	if (seen & WL_LATCH_SET)
 	{
 		ResetLatch(MyLatch);
