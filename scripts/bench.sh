@@ -75,7 +75,7 @@ GROWTH_ROWS=${GROWTH_ROWS:-10000000}
 TRACK_SECONDS=${SECONDS_EACH:-5}
 SUSTAINED_SECONDS=${SECONDS_EACH:-20}
 RELAY_EVENTS=${RELAY_EVENTS:-1000000}
-IDLE_SECONDS=${SECONDS_EACH:-10}
+IDLE_SECONDS=${SECONDS_EACH:-8}
 FANOUT_EVENTS=${FANOUT_EVENTS:-200000}
 LATENCY_RATE=${LATENCY_RATE:-1000}
 LATENCY_SECONDS=${SECONDS_EACH:-8}
@@ -260,6 +260,12 @@ done
 # ---- what came out ----
 
 memory_lines
+
+# A worker that fails tries again, and nothing is lost but time: a run should have none.
+awk '/ (ERROR|FATAL):  /  { error = $0 }
+	/ (LOG|WARNING):  / { error = "" }
+	/evstream (consumer|relay|notifier|maintenance)/ && error { print "bench: a worker failed: " error; error = "" }
+' "$TMP/run/server.log" >&2
 
 mkdir -p "$REPO/results"
 {
