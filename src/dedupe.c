@@ -226,7 +226,7 @@ sync_closed_segments(const int32 *numbers, int n)
 }
 
 /* How far ahead of a look its cache line is asked for */
-#define AHEAD 16
+#define AHEAD 32
 
 /* Of the ids that are new so far, those that the segment may have. */
 static int
@@ -238,7 +238,7 @@ likely_hits(const Segment *segment, const uint64 *hashes, int nids, const bool *
 	{
 		if (i + AHEAD < nids)
 			id_filter_prefetch(segment->filter, hashes[i + AHEAD]);
-		if (is_new[i] && id_filter_may_have(segment->filter, hashes[i]))
+		if (id_filter_may_have(segment->filter, hashes[i]) && is_new[i])
 			hits[nhits++] = i;
 	}
 	return nhits;

@@ -11,17 +11,18 @@
 
 #include "id_filter.h"
 
-#define BLOCK_IDS 32
+/* With 32, a third less memory, eleven times as many ids would be looked up for nothing. */
+#define BLOCK_IDS 21
 
-static IdFilter *
-create(uint32 nblocks)
+IdFilter *
+id_filter_create_sized(size_t size)
 {
 	IdFilter *filter = palloc(sizeof(IdFilter));
 	char *memory;
 
-	filter->nblocks = nblocks;
+	filter->nblocks = (uint32) (size / sizeof(IdFilterBlock));
 	memory = MemoryContextAllocExtended(CurrentMemoryContext,
-										(filter->nblocks + 1) * sizeof(IdFilterBlock),
+										(filter->nblocks + (size_t) 1) * sizeof(IdFilterBlock),
 										MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 	filter->blocks = (IdFilterBlock *) TYPEALIGN(sizeof(IdFilterBlock), memory);
 	return filter;
@@ -30,22 +31,13 @@ create(uint32 nblocks)
 IdFilter *
 id_filter_create(int64 nids)
 {
-	return create((uint32) Max(1, nids / BLOCK_IDS));
+	return id_filter_create_sized(Max(1, nids / BLOCK_IDS) * sizeof(IdFilterBlock));
 }
 
 size_t
 id_filter_size(const IdFilter *filter)
 {
 	return filter->nblocks * sizeof(IdFilterBlock);
-}
-
-IdFilter *
-id_filter_from_bytes(const char *bytes, size_t size)
-{
-	IdFilter *filter = create((uint32) (size / sizeof(IdFilterBlock)));
-
-	memcpy(filter->blocks, bytes, id_filter_size(filter));
-	return filter;
 }
 
 void

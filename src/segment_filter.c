@@ -11,6 +11,7 @@
  */
 #include "postgres.h"
 
+#include "access/detoast.h"
 #include "access/htup_details.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_am.h"
@@ -121,6 +122,33 @@ can_keep(void)
 }
 
 /*
+ * In slices: a consumer that begins reads the filters of the whole window, each of
+ * some MB, which are not to be there twice.
+ */
+#define SLICE (256 * 1024)
+
+static IdFilter *
+read_kept(Datum kept)
+{
+	Size size = toast_raw_datum_size(kept) - VARHDRSZ;
+	IdFilter *filter;
+
+	if (size < sizeof(IdFilterBlock))
+		return NULL;
+	filter = id_filter_create_sized(size);
+	size = id_filter_size(filter);
+	for (Size done = 0; done < size; done += SLICE)
+	{
+		Size n = Min(SLICE, size - done);
+		bytea *slice = DatumGetByteaPSlice(kept, done, n);
+
+		memcpy((char *) filter->blocks + done, VARDATA_ANY(slice), n);
+		pfree(slice);
+	}
+	return filter;
+}
+
+/*
  * It holds as long as ids are hashed in that way, and the table is the one that was
  * read: one that was written anew may have other ids.
  */
@@ -133,23 +161,15 @@ segment_filter_kept(int32 segment_id, Relation rel)
 	/* SPI leaves its own behind */
 	MemoryContext context = CurrentMemoryContext;
 	IdFilter *filter = NULL;
-	Datum value;
-	bytea *bytes;
 
-	if (!can_keep() || sql_execute("SELECT filter FROM evstream.id_filters"
-								   " WHERE segment_id = $1 AND kind = $2 AND relfilenode = $3",
-								   3, types, values, NULL, SPI_OK_SELECT) == 0)
+	if (can_keep() && sql_execute("SELECT filter FROM evstream.id_filters"
+								  " WHERE segment_id = $1 AND kind = $2 AND relfilenode = $3",
+								  3, types, values, NULL, SPI_OK_SELECT) > 0)
 	{
 		MemoryContextSwitchTo(context);
-		return NULL;
+		filter = read_kept(sql_column(0, 1, NULL));
 	}
-	value = sql_column(0, 1, NULL);
-	bytes = DatumGetByteaPP(value);
 	MemoryContextSwitchTo(context);
-	if (VARSIZE_ANY_EXHDR(bytes) >= sizeof(IdFilterBlock))
-		filter = id_filter_from_bytes(VARDATA_ANY(bytes), VARSIZE_ANY_EXHDR(bytes));
-	if ((Pointer) bytes != DatumGetPointer(value))
-		pfree(bytes);
 	return filter;
 }
 

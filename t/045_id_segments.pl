@@ -102,6 +102,22 @@ is(fresh_counted(2, 3, 4), 0, 'which is used, too');
 sql('DELETE FROM evstream.id_filters');
 comes_to('SELECT segment_id FROM evstream.id_filters', '1', 'one that is missing is made');
 
+# ---- Few ids are looked up for nothing ----
+
+sql(q{INSERT INTO evstream.ids_1 SELECT 1, md5('in-' || n)::uuid FROM generate_series(1, 30000) n});
+sql('DELETE FROM evstream.id_filters');
+comes_to('SELECT segment_id FROM evstream.id_filters', '1', 'the filter of a segment with more ids');
+sql('SELECT evstream_restart()');
+sql(q{SELECT pg_stat_reset_single_table_counters(indexrelid) FROM pg_index WHERE indrelid = 'evstream.ids_1'::regclass});
+sql(q{SELECT count(evstream_track('stranger', 'view', event_id => md5('out-' || n)::uuid)) FROM generate_series(1, 30000) n});
+is(fresh_counted(1), 0, 'one that is there is looked up');
+is(sql(q{SELECT event_count FROM evstream_daily_counts WHERE user_id = 'stranger'}), 30000, 'and 30,000 are new');
+# what a consumer has counted is written when it ends, at the latest
+sql('SELECT evstream_restart()');
+is(counted(8), 1, 'another consumer');
+my $scans = sql(q{SELECT idx_scan FROM pg_stat_user_indexes WHERE relid = 'evstream.ids_1'::regclass});
+ok($scans >= 1 && $scans <= 10, "of 30,000 and one, $scans were looked up");
+
 # ---- A full segment is closed at once ----
 
 # Maintenance has just had its turn, and gets no further: what wakes it stays to be seen.
@@ -125,7 +141,7 @@ is(counted(7), 1, 'an event of a full one');
 is(is_woken(), 1, 'wakes maintenance');
 kill('CONT', $pid);
 comes_to('SELECT count(*), count(closed_at) FROM evstream.id_segments', '3|2', 'which closes it');
-is(counted(1 .. 8), 1, 'all ids are known');
+is(counted(1 .. 9), 1, 'all ids are known');
 is(log_lines($node, qr/ (WARNING|ERROR|FATAL|PANIC): /), '', 'nothing to complain of');
 
 $node->stop;
