@@ -203,15 +203,16 @@ start_server()
 
 # Starts the broker, compiled as one that has long been up; 1: there is no Kafka on this machine.
 BROKERS=
-# Its heap is that of Kafka's own start script: in a small one, collections of garbage
-# would hold up a hundredth of all records for longer than all else takes.
+# Its heap is that of Kafka's own start script, nearly all of it for what is young: else
+# collections of garbage would hold up a hundredth of all records for longer than all
+# else takes.
 start_kafka()
 {
 	local rc=0
 	[ -z "$BROKERS" ] || return 0
 	pg_dir "$TMP/kafka"
 	"$REPO/scripts/kafka.sh" fetch >&2 || rc=$?
-	[ $rc != 0 ] || BROKERS=$(cd "$TMP/run" && as_pg env KAFKA_JVM="-Xms1g -Xmx1g" "$REPO/scripts/kafka.sh" start "$TMP/kafka") || rc=$?
+	[ $rc != 0 ] || BROKERS=$(cd "$TMP/run" && as_pg env KAFKA_JVM="-Xms1g -Xmx1g -Xmn768m" "$REPO/scripts/kafka.sh" start "$TMP/kafka") || rc=$?
 	if [ $rc = 77 ] && [ -z "${CI:-}" ]; then
 		return 1
 	elif [ $rc != 0 ]; then

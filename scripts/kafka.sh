@@ -179,6 +179,7 @@ configure()
 	listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SSL:SSL,SASL_PLAINTEXT:SASL_PLAINTEXT,SASL_SSL:SASL_SSL
 	log.dirs=$DIR/data
 	log.segment.bytes=67108864
+	log.cleaner.dedupe.buffer.size=4194304
 	offsets.topic.replication.factor=1
 	offsets.topic.num.partitions=4
 	transaction.state.log.replication.factor=1
