@@ -201,8 +201,8 @@ start_server()
 	psql_in postgres -c 'DROP TABLE wal' -c CHECKPOINT
 }
 
-# Starts the broker, compiled as one that has long been up; 1: there is no Kafka on this machine.
 BROKERS=
+# Starts the broker, compiled as one that has long been up; 1: there is no Kafka on this machine.
 # Its heap is that of Kafka's own start script, nearly all of it for what is young: else
 # collections of garbage would hold up a hundredth of all records for longer than all
 # else takes.
