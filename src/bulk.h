@@ -65,7 +65,8 @@ extern TupleTableSlot *bulk_find(Bulk *bulk, const BulkKey *key, const Datum *va
 /*
  * Tells by tell() which index entries share the first ncolumns columns of the index with
  * that key, whether their rows live or not: their keys, in the order of bulk_find()'s
- * values, and places.  False if it did not get to all of them, as of very many.
+ * values, and places; they live until tell() returns.  False if it did not get to all of
+ * them, as of very many.
  */
 typedef void (*BulkNeighbour)(const Datum *values, const ItemPointerData *tid, void *arg);
 extern bool bulk_neighbours(Bulk *bulk, const BulkKey *key, const Datum *values, int ncolumns,

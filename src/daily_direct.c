@@ -108,12 +108,6 @@ typedef struct Writing
 	int nmet;
 } Writing;
 
-static Datum
-text_datum(EventText text)
-{
-	return PointerGetDatum(cstring_to_text_with_len(text.data, text.len));
-}
-
 static uint64
 key_hash(EventText user_id, EventText other, DateADT day)
 {
@@ -135,9 +129,9 @@ count_key(const void *arg, Datum *key)
 {
 	const CountRow *row = arg;
 
-	key[COUNT_USER_ID] = text_datum(row->user_id);
+	key[COUNT_USER_ID] = daily_text(row->user_id);
 	key[COUNT_DAY] = DateADTGetDatum(row->day);
-	key[COUNT_EVENT_TYPE] = text_datum(row->event_type);
+	key[COUNT_EVENT_TYPE] = daily_text(row->event_type);
 }
 
 static uint64
@@ -224,8 +218,8 @@ item_key(const void *arg, Datum *key)
 {
 	const ItemRow *row = arg;
 
-	key[ITEM_USER_ID] = text_datum(row->user_id);
-	key[ITEM_ITEM_ID] = text_datum(row->item_id);
+	key[ITEM_USER_ID] = daily_text(row->user_id);
+	key[ITEM_ITEM_ID] = daily_text(row->item_id);
 	key[ITEM_DAY] = DateADTGetDatum(row->day);
 }
 

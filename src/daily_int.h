@@ -57,7 +57,8 @@ typedef struct TotalRow
 	AmountSum amount;
 } TotalRow;
 
-/* The sum as numeric, palloc'd. */
+/* As a value of SQL, palloc'd; the sum is numeric. */
+extern Datum daily_text(EventText text);
 extern Datum daily_amount(AmountSum sum);
 
 /*

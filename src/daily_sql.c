@@ -52,8 +52,8 @@ daily_amount(AmountSum sum)
 							   Int32GetDatum(-1));
 }
 
-static Datum
-text_datum(EventText text)
+Datum
+daily_text(EventText text)
 {
 	return PointerGetDatum(cstring_to_text_with_len(text.data, text.len));
 }
@@ -151,9 +151,9 @@ daily_counts_by_sql(CountRow **rows, int nrows, Oid leaf)
 	{
 		const CountRow *row = rows[i];
 
-		columns->values[0][i] = text_datum(row->user_id);
+		columns->values[0][i] = daily_text(row->user_id);
 		columns->values[1][i] = DateADTGetDatum(row->day);
-		columns->values[2][i] = text_datum(row->event_type);
+		columns->values[2][i] = daily_text(row->event_type);
 		columns->values[3][i] = Int64GetDatum(row->count);
 		columns->nulls[4][i] = !row->has_amount;
 		columns->values[4][i] = row->has_amount ? daily_amount(row->amount) : (Datum) 0;
@@ -203,8 +203,8 @@ daily_items_by_sql(ItemRow **rows, int nrows, Oid leaf)
 	{
 		const ItemRow *row = rows[i];
 
-		columns->values[0][i] = text_datum(row->user_id);
-		columns->values[1][i] = text_datum(row->item_id);
+		columns->values[0][i] = daily_text(row->user_id);
+		columns->values[1][i] = daily_text(row->item_id);
 		columns->values[2][i] = DateADTGetDatum(row->day);
 		columns->values[3][i] = Int64GetDatum(row->views);
 		columns->values[4][i] = Int64GetDatum(row->clicks);
@@ -238,7 +238,7 @@ daily_totals_by_sql(const TotalRow *rows, int nrows, int writer)
 	for (int i = 0; i < nrows; i++)
 	{
 		columns->values[0][i] = DateADTGetDatum(rows[i].day);
-		columns->values[1][i] = text_datum(rows[i].event_type);
+		columns->values[1][i] = daily_text(rows[i].event_type);
 		columns->values[2][i] = Int64GetDatum(rows[i].count);
 		columns->values[3][i] = Int64GetDatum(rows[i].users);
 		columns->nulls[4][i] = !rows[i].has_amount;

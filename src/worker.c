@@ -308,9 +308,9 @@ wait_for(int events, int fd, long timeout_ms)
 	if (fd >= 0 && (events & WL_SOCKET_WRITEABLE) == 0)
 		seen = wait_kept(events, fd, timeout_ms);
 	else if (fd >= 0)
-		seen = WaitLatchOrSocket(
-			MyLatch, events | WL_SOCKET_READABLE | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, fd, timeout_ms,
-			PG_WAIT_EXTENSION);
+		seen = WaitLatchOrSocket(MyLatch,
+								 events | WL_SOCKET_READABLE | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, fd,
+								 timeout_ms, PG_WAIT_EXTENSION);
 	else
 		seen = WaitLatch(events & WL_LATCH_SET ? MyLatch : NULL,
 						 (events & WL_LATCH_SET) | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout_ms,
