@@ -169,6 +169,7 @@ configure()
 	[ -n "$port" ] || port=$(free_port)
 	p2=$(free_port)
 	while [ "$p2" = "$port" ]; do p2=$(free_port); done
+	# of 128 MB, as it is else, the cleaner would have a quarter of the heap
 	cat >"$CONF.new" <<-END
 	process.roles=broker,controller
 	node.id=1

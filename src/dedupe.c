@@ -5,8 +5,8 @@
  *
  * A segment is a partition of evstream.ids with a unique index.  Only the
  * newest is written to.  The older ones do not change any more: each is guarded
- * by a Bloom filter in this process, so that the cost of a new id does not grow
- * with the window.
+ * by a Bloom filter in this process, so that a new id costs a look into each
+ * filter, and not into each index.
  *
  *-------------------------------------------------------------------------
  */
