@@ -142,7 +142,8 @@ is(is_woken(), 1, 'wakes maintenance');
 kill('CONT', $pid);
 comes_to('SELECT count(*), count(closed_at) FROM evstream.id_segments', '3|2', 'which closes it');
 is(counted(1 .. 9), 1, 'all ids are known');
-is(log_lines($node, qr/ (WARNING|ERROR|FATAL|PANIC): /), '', 'nothing to complain of');
+# but that maintenance did not wait longer for what was held above
+is(log_lines($node, qr/ (WARNING|ERROR|FATAL|PANIC):  (?!canceling statement due to lock timeout)/), '', 'nothing to complain of');
 
 $node->stop;
 done_testing();
