@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * id_filter.h
- *	  Which ids a set may hold: a Bloom filter of which a look costs one cache
- *	  line.
+ *	  Which ids a set may hold: a Bloom filter of which a look seldom costs more
+ *	  than one cache line.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,12 +15,14 @@
 #include "utils/uuid.h"
 
 /* How ids are hashed, and what the bits mean: another number if any of that changes */
-#define ID_FILTER_KIND 1
+#define ID_FILTER_KIND 2
 
-/* 512 bits, a cache line */
+/* 1,024 bits, two cache lines, of which a look seldom needs the second */
+#define ID_FILTER_WORDS 16
+
 typedef struct IdFilterBlock
 {
-	uint64 words[8];
+	uint64 words[ID_FILTER_WORDS];
 } IdFilterBlock;
 
 typedef struct IdFilter
@@ -31,7 +33,7 @@ typedef struct IdFilter
 
 /*
  * A filter for about nids ids in the present memory context, 3 bytes for each:
- * of ids that are not in it about one in 12,000 looks as if it was.
+ * of ids that are not in it about one in 36,000 looks as if it was.
  */
 extern IdFilter *id_filter_create(int64 nids);
 
@@ -49,45 +51,54 @@ id_filter_hash(const pg_uuid_t *id)
 	return hash_bytes_extended(id->data, UUID_LEN, 0);
 }
 
-/* One bit in each of the eight words of its block, by 6 bits of the hash each. */
 static inline IdFilterBlock *
 id_filter_block(const IdFilter *filter, uint64 hash)
 {
 	return &filter->blocks[((hash >> 32) * filter->nblocks) >> 32];
 }
 
+/*
+ * In each word of its block an id has one bit.  The upper half of the hash has chosen the
+ * block; the lower one is spread over all bits, of which six are for each of eight words.
+ */
 static inline uint64
-id_filter_bits(uint64 hash)
+id_filter_bits(uint64 hash, int word)
 {
-	/* the upper half has chosen the block: spread the lower one over all bits */
-	return (hash & PG_UINT32_MAX) * UINT64CONST(0x9E3779B97F4A7C15);
+	return (hash & PG_UINT32_MAX) *
+		   (word < 8 ? UINT64CONST(0x9E3779B97F4A7C15) : UINT64CONST(0xD6E8FEB86659FD93));
+}
+
+static inline int
+id_filter_bit(uint64 bits, int word)
+{
+	return (bits >> (8 + 7 * (word % 8))) & 63;
 }
 
 static inline void
 id_filter_add(IdFilter *filter, uint64 hash)
 {
 	IdFilterBlock *block = id_filter_block(filter, hash);
-	uint64 bits = id_filter_bits(hash);
 
-	for (int i = 0; i < 8; i++)
-		block->words[i] |= UINT64CONST(1) << ((bits >> (8 + 7 * i)) & 63);
+	for (int i = 0; i < ID_FILTER_WORDS; i++)
+		block->words[i] |= UINT64CONST(1) << id_filter_bit(id_filter_bits(hash, i), i);
 }
 
 static inline bool
 id_filter_may_have(const IdFilter *filter, uint64 hash)
 {
 	const IdFilterBlock *block = id_filter_block(filter, hash);
-	uint64 bits = id_filter_bits(hash);
-	uint64 all = 1;
 
-	for (int i = 0; i < 4; i++)
-		all &= block->words[i] >> ((bits >> (8 + 7 * i)) & 63);
-	/* of those that are not in it, about one in 135 comes by */
-	if (likely(all == 0))
-		return false;
-	for (int i = 4; i < 8; i++)
-		all &= block->words[i] >> ((bits >> (8 + 7 * i)) & 63);
-	return all != 0;
+	/* of those that are not in it, one in 17 comes by the first four */
+	for (int first = 0; first < ID_FILTER_WORDS; first += 4)
+	{
+		uint64 all = 1;
+
+		for (int i = first; i < first + 4; i++)
+			all &= block->words[i] >> id_filter_bit(id_filter_bits(hash, i), i);
+		if (likely(all == 0))
+			return false;
+	}
+	return true;
 }
 
 /* Fetches the block ahead of the look. */

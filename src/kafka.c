@@ -39,8 +39,8 @@ typedef struct Closing
 static pthread_mutex_t unfinished_lock = PTHREAD_MUTEX_INITIALIZER;
 static int unfinished = 0;
 
-static int64_t
-now_ms(void)
+int64_t
+kafka_now_ms(void)
 {
 	struct timespec ts;
 
@@ -176,7 +176,7 @@ kafka_health_error(KafkaClient *client, rd_kafka_resp_err_t err, const char *tex
 	 */
 	if (status == KAFKA_DENIED && err > 0 && err != RD_KAFKA_RESP_ERR_SASL_AUTHENTICATION_FAILED)
 	{
-		client->denied_at_ms = now_ms();
+		client->denied_at_ms = kafka_now_ms();
 		snprintf(client->denied_text, sizeof(client->denied_text), "%s", text);
 		return;
 	}
@@ -194,7 +194,7 @@ kafka_health_error(KafkaClient *client, rd_kafka_resp_err_t err, const char *tex
 	if (client->last_status != KAFKA_DENIED && client->last_status != KAFKA_AWAY)
 		return;
 	if (client->health == KAFKA_OK)
-		client->probe_after_ms = now_ms();
+		client->probe_after_ms = kafka_now_ms();
 	client->health = client->last_status;
 	snprintf(client->health_text, sizeof(client->health_text), "%s", client->last_text);
 }
@@ -222,7 +222,7 @@ probe_poll(KafkaClient *client)
 	rd_kafka_event_t *event;
 
 	if (client->health != KAFKA_OK && client->health != KAFKA_FATAL && !client->probing &&
-		now_ms() >= client->probe_after_ms)
+		kafka_now_ms() >= client->probe_after_ms)
 		probe_send(client);
 
 	while (client->probing && (event = rd_kafka_queue_poll(client->probe_queue, 0)) != NULL)
@@ -232,7 +232,7 @@ probe_poll(KafkaClient *client)
 
 		rd_kafka_event_destroy(event);
 		client->probing = false;
-		client->probe_after_ms = now_ms() + PROBE_PAUSE_MS;
+		client->probe_after_ms = kafka_now_ms() + PROBE_PAUSE_MS;
 		if (status == KAFKA_AWAY)
 			client->confirmed = true;
 		else if (err >= 0) /* said by a broker, not by the library */
@@ -278,7 +278,7 @@ kafka_result(KafkaClient *client, const char *what, rd_kafka_resp_err_t err, con
 		snprintf(client->error, sizeof(client->error), "%s: %.400s", what, client->health_text);
 	}
 	else if (status == KAFKA_AWAY && client->denied_at_ms != 0 &&
-			 now_ms() - client->denied_at_ms < DENIED_MS)
+			 kafka_now_ms() - client->denied_at_ms < DENIED_MS)
 	{
 		status = KAFKA_DENIED;
 		snprintf(client->error, sizeof(client->error), "%s: %.400s", what, client->denied_text);
@@ -368,6 +368,17 @@ client_destroy(KafkaClient *client)
 	client_free(client);
 }
 
+static size_t
+conf_number(const rd_kafka_conf_t *settings, const char *name)
+{
+	char text[32];
+	size_t size = sizeof(text);
+
+	if (rd_kafka_conf_get(settings, name, text, &size) != RD_KAFKA_CONF_OK)
+		return 0;
+	return strtoull(text, NULL, 10);
+}
+
 static KafkaClient *
 client_open(const KafkaConf *conf, bool producer, char *error)
 {
@@ -395,6 +406,11 @@ client_open(const KafkaConf *conf, bool producer, char *error)
 	{
 		client_free(client);
 		return NULL;
+	}
+	if (!producer && rd_kafka_version() < KAFKA_QUEUE_BACKOFF)
+	{
+		client->queue_bytes = conf_number(settings, "queued.max.messages.kbytes") * 1024;
+		client->queue_messages = conf_number(settings, "queued.min.messages");
 	}
 	rd_kafka_conf_set_opaque(settings, client);
 	rd_kafka_conf_set_error_cb(settings, on_error);

@@ -21,12 +21,6 @@
 #define DEFAULT_EVENT_BYTES ((size_t) 1024 * 1024)
 #define MIN_QUEUE_KBYTES    1024
 
-/*
- * The first version that looks soon whether a full queue has room again.  With those
- * before it, it does after a second, which the records in the queue have to last.
- */
-#define VERSION_QUEUE_BACKOFF 0x02020000
-
 /* Correctness hangs on these, or they are settings of evstream's own. */
 static const struct
 {
@@ -419,7 +413,7 @@ static const Setting consumer_defaults[] = {
 	{"check.crcs", "true"},
 	{"isolation.level", "read_committed"},
 	{"queued.min.messages", "200000"},
-	/* unknown before VERSION_QUEUE_BACKOFF */
+	/* unknown before KAFKA_QUEUE_BACKOFF */
 	{"fetch.queue.backoff.ms", "10"},
 };
 
@@ -499,7 +493,7 @@ set_sizes(rd_kafka_conf_t *target, const KafkaConf *conf, bool producer, char *e
 	 * A broker sends a first record larger than these limits all the same. One
 	 * answer of a broker may come on top of what is queued.
 	 */
-	kbytes = queue / 4 * (rd_kafka_version() < VERSION_QUEUE_BACKOFF ? 6 : 3) / 1024;
+	kbytes = queue / 4 * 3 / 1024;
 	return set_size(target, "queued.max.messages.kbytes",
 					kbytes > MIN_QUEUE_KBYTES ? kbytes : MIN_QUEUE_KBYTES, error) &&
 		   set_size(target, "message.max.bytes", largest, error) &&

@@ -12,6 +12,12 @@
 
 #include "kafka.h"
 
+/*
+ * The first version that looks soon whether a full queue has room again.  Those
+ * before it do after a second, or when they are asked something.
+ */
+#define KAFKA_QUEUE_BACKOFF 0x02020000
+
 /* One partition of the assignment, sorted by (topic, partition). */
 typedef struct AssignedPart
 {
@@ -54,6 +60,10 @@ struct KafkaClient
 	int last_part;                 /* where the last record was found */
 	rd_kafka_message_t **messages; /* scratch of kafka_consume() */
 	int nmessages;
+	size_t queue_bytes; /* at most, as fetching is held up from then on; 0 = need not be known */
+	size_t queue_messages;
+	bool queue_full; /* it was at least half full, and fetching may be held up */
+	int64_t refill_after_ms;
 
 	/* producer */
 	rd_kafka_topic_t *topic; /* the last one produced to */
@@ -70,6 +80,9 @@ extern rd_kafka_conf_t *kafka_conf_make(const KafkaConf *conf, bool producer, ch
 
 /* Replaces the values of all secrets in text. */
 extern void kafka_conf_scrub(const KafkaConf *conf, char *text);
+
+/* Of a clock that nobody sets. */
+extern int64_t kafka_now_ms(void);
 
 extern KafkaStatus kafka_classify(rd_kafka_resp_err_t err);
 

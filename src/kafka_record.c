@@ -15,6 +15,10 @@
 
 #define FIRST_DELIVERIES 1024
 
+/* A question that lets fetching go on; and how long none is asked after one without an answer. */
+#define REFILL_TIMEOUT_MS 100
+#define REFILL_PAUSE_MS   10000
+
 /* ---- consuming ---- */
 
 static int
@@ -103,10 +107,51 @@ record_time(const rd_kafka_message_t *message)
 	return ms > KAFKA_TIME_MAX_MS ? KAFKA_TIME_MAX_MS : ms;
 }
 
+/*
+ * Lets fetching go on when the queue that it has filled is half empty, where the
+ * library would do so only after a second.  Any question to the brokers of the
+ * partitions will do: it wakes the threads that fetch.
+ */
+static void
+refill(KafkaClient *client, size_t taken, size_t taken_bytes)
+{
+	rd_kafka_topic_partition_list_t *list;
+	size_t left;
+	size_t left_bytes;
+	int64_t begun;
+
+	if (client->queue_bytes == 0 || client->nparts == 0 || taken == 0)
+		return;
+	left = rd_kafka_queue_length(client->consumer_queue);
+	left_bytes = left * (taken_bytes / taken);
+	if (left + taken >= client->queue_messages / 2 ||
+		left_bytes + taken_bytes >= client->queue_bytes / 2)
+		client->queue_full = true;
+	if (!client->queue_full || left >= client->queue_messages / 2 ||
+		left_bytes >= client->queue_bytes / 2)
+		return;
+	client->queue_full = false;
+	begun = kafka_now_ms();
+	if (begun < client->refill_after_ms)
+		return;
+
+	list = rd_kafka_topic_partition_list_new(client->nparts);
+	for (int i = 0; i < client->nparts; i++)
+		rd_kafka_topic_partition_list_add(list, client->parts[i].topic, client->parts[i].partition)
+			->offset = RD_KAFKA_OFFSET_END;
+	/* where a broker is away it is not waited for again and again */
+	if (rd_kafka_offsets_for_times(client->rk, list, REFILL_TIMEOUT_MS) !=
+			RD_KAFKA_RESP_ERR_NO_ERROR ||
+		kafka_now_ms() - begun >= REFILL_TIMEOUT_MS)
+		client->refill_after_ms = begun + REFILL_PAUSE_MS;
+	rd_kafka_topic_partition_list_destroy(list);
+}
+
 int
 kafka_consume(KafkaClient *client, KafkaRecord *records, int max)
 {
 	ssize_t got;
+	size_t bytes = 0;
 	int n = 0;
 
 	if (max <= 0)
@@ -127,6 +172,7 @@ kafka_consume(KafkaClient *client, KafkaRecord *records, int max)
 		KafkaRecord *record = &records[n];
 		rd_kafka_headers_t *headers;
 
+		bytes += message->key_len + message->len;
 		if (message->err == RD_KAFKA_RESP_ERR_NO_ERROR)
 		{
 			/* It may have been fetched long ago: no sign of a broker. */
@@ -169,6 +215,7 @@ kafka_consume(KafkaClient *client, KafkaRecord *records, int max)
 		n++;
 	}
 
+	refill(client, got > 0 ? got : 0, bytes);
 	/* More may be there, of which the pipe has nothing to say any more. */
 	if (got == max)
 		(void) !write(client->fds[1], "c", 1);

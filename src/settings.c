@@ -22,7 +22,7 @@
 #include "settings_check.h"
 
 /* Of librdkafka's memory, for a caller that has no number of its own. */
-#define DEFAULT_QUEUE_BYTES (32 * 1024 * 1024)
+#define DEFAULT_QUEUE_BYTES (20 * 1024 * 1024)
 
 int setting_batch_size;
 int setting_consumers;
