@@ -101,7 +101,9 @@ kill('CONT', $writer);
 
 # With synchronous standbys what they do not have yet is not sent either.
 $node->append_conf('postgresql.conf', "synchronous_standby_names = 'nobody'\n");
-$node->restart;
+# not restart, which would start it without what check-asan has before it
+$node->stop;
+$node->start;
 sql('SET synchronous_commit = local; ' . track_sql(2, 'here'));
 ok(wait_for_sql($node, 'postgres', q{SELECT wait_event FROM pg_stat_activity WHERE pid = (SELECT pid FROM evstream_workers WHERE role = 'relay')}, 'SyncRep'), 'the relay waits for a standby');
 is(sql(q{SELECT count(*) FROM evstream_events WHERE event_type = 'here'}), 0, 'and what is here alone is not sent');

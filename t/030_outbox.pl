@@ -39,7 +39,9 @@ is($node->safe_psql('postgres', $health),
 my ($rc, $out, $err) = $node->psql('postgres', q{SELECT evstream_track(NULL, 'view')});
 like($err, qr/invalid event: bad_user_id/, 'faults are found');
 $node->append_conf('postgresql.conf', "shared_preload_libraries = 'evstream'\n");
-$node->restart;
+# not restart, which would start it without what check-asan has before it
+$node->stop;
+$node->start;
 counted($node, 'early=2', 'preloaded: events that waited are counted');
 is($node->safe_psql('postgres', q{SELECT count(*) FROM evstream_events WHERE traceparent LIKE '00-4bf9%'}), 1, 'with the trace context');
 

@@ -41,7 +41,8 @@ foreach my $case ([ 'answer in time' ], [ 'time out', 'rtt', 1, 250 ], [ 'fail',
 	sql('SELECT evstream_pause()');
 	sql("ALTER SYSTEM SET evstream.kafka_topic = '$topic'");
 	sql("ALTER SYSTEM SET evstream.kafka_start = 'earliest'");
-	$node->restart;
+	$node->stop;
+	$node->start;
 	ok(wait_for_sql($node, 'postgres', q{SELECT state FROM evstream_workers WHERE role = 'consumer'}, 'paused', 60), "$name: paused");
 	my $turns = 600;
 	while (held() < 20_000 && $turns-- > 0) { select(undef, undef, undef, 0.1); }
