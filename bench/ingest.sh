@@ -148,10 +148,10 @@ consumers_run()
 	broker=$(cat "$TMP/kafka/kafka.pid")
 	new_database "consumers" "kafka_brokers=$BROKERS" item_stats=off kafka_topic=even "consumers=$1"
 	before=$(ticks "$broker")
-	seconds=$(consume_seconds consumers "$EVENTS")
+	seconds=$(consume_seconds consumers "$EVEN_EVENTS")
 	after=$(ticks "$broker")
 	workers off
-	check_rows consumers "$EVENTS" "$EVENTS"
+	check_rows consumers "$EVEN_EVENTS" "$EVEN_EVENTS"
 	drop_database consumers
 	echo "$seconds $(((after - before)))"
 }
@@ -164,13 +164,13 @@ line_two_consumers()
 {
 	local run one two broker
 	start_kafka || { echo "skip two-consumers no Kafka on this machine" >>"$TMP/runs"; return 0; }
-	preload even "$EVENTS" "$SEED" --zipf 0.8
+	preload even "$EVEN_EVENTS" "$SEED" --zipf 0.8
 	for run in $(seq "$RUNS"); do
 		read -r one broker < <(consumers_run 1)
 		read -r two broker < <(consumers_run 2)
-		measured two-consumers "$(awk -v n="$EVENTS" -v s="$two" -v broker="$broker" -v hz="$(getconf CLK_TCK)" -v cores="$(nproc)" 'BEGIN {
+		measured two-consumers "$(awk -v n="$EVEN_EVENTS" -v s="$two" -v broker="$broker" -v hz="$(getconf CLK_TCK)" -v cores="$(nproc)" 'BEGIN {
 			free = cores > 2 ? 1 : 1 - broker / hz / (s * cores)
-			printf "%.1f", n / s / free }')" "$(per_second "$EVENTS" "$one")"
+			printf "%.1f", n / s / free }')" "$(per_second "$EVEN_EVENTS" "$one")"
 	done
 }
 

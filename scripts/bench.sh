@@ -50,6 +50,8 @@
 # B          the lines to run, separated by spaces (all but ingest-local and growth-50m)
 # RUNS       how often each is measured, ours and the other by turns (5)
 # EVENTS     of the topic (1000000)
+# EVEN_EVENTS of two-consumers (half as many again, as its start takes the larger part of a
+#            shorter time)
 # LOCAL_EVENTS of ingest-local (500000)
 # GROWTH_ROWS that growth begins with (10000000), GROWTH_EVENTS of each of its runs (2000000)
 # FANOUT_EVENTS of fanout (200000); LATENCY_RATE of latency (1000 a second)
@@ -69,6 +71,7 @@ LINES_KNOWN="$LINES_ALL ingest-local growth-50m"
 LINES=${B:-$LINES_ALL}
 RUNS=${RUNS:-5}
 EVENTS=${EVENTS:-1000000}
+EVEN_EVENTS=${EVEN_EVENTS:-$((EVENTS * 3 / 2))}
 LOCAL_EVENTS=${LOCAL_EVENTS:-500000}
 GROWTH_EVENTS=${GROWTH_EVENTS:-2000000}
 GROWTH_ROWS=${GROWTH_ROWS:-10000000}
