@@ -173,8 +173,9 @@ typedef struct KafkaRecord
 } KafkaRecord;
 
 /*
- * Takes what has been fetched, at most max records, without waiting; each is
- * to be given back by kafka_record_free().
+ * Takes what has been fetched, at most max records, without waiting for any; each is
+ * to be given back by kafka_record_free().  With an old library it asks the brokers
+ * something now and then, for 100 ms at most: not to be called in a transaction.
  */
 extern int kafka_consume(KafkaClient *client, KafkaRecord *records, int max);
 extern void kafka_record_free(KafkaRecord *record);
