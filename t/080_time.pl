@@ -16,7 +16,7 @@ use Test::More;
 use Time::HiRes qw(time);
 
 need_clock();
-my $node = new_node('main', 'evstream.redis_url' => redis_start(), start => 0);
+my $node = new_node('main', 'evstream.redis_url' => redis_start(), 'evstream.stream_maxlen' => 1000000, start => 0);
 # three seconds before a midnight that is about now, so that leaves of today are made ahead
 my $midnight = (int(time() / DAY) + 1) * DAY;
 clock_set_to($midnight - 3);
