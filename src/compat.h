@@ -50,6 +50,12 @@
 #endif
 
 #if PG_VERSION_NUM >= 160000
+#define compat_locator(rel) ((rel)->rd_locator)
+#else
+#define compat_locator(rel) ((rel)->rd_node)
+#endif
+
+#if PG_VERSION_NUM >= 160000
 #define compat_owns_database(oid)  object_ownercheck(DatabaseRelationId, oid, GetUserId())
 #define compat_owns_extension(oid) object_ownercheck(ExtensionRelationId, oid, GetUserId())
 #define compat_owns_schema(oid)    object_ownercheck(NamespaceRelationId, oid, GetUserId())

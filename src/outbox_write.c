@@ -14,23 +14,28 @@
 #include "postgres.h"
 
 #include "access/genam.h"
+#include "access/heapam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
+#include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/xid8.h"
 
 #include "compat.h"
@@ -65,44 +70,146 @@ static LocalTransactionId locked_lxid = InvalidLocalTransactionId;
 static SubTransactionId locked_subid = InvalidSubTransactionId;
 static int locked_number = 0;
 
-static Oid
-evstream_relation(const char *name)
+/*
+ * What each call needs, by name looked up only once: that takes longer than the
+ * locks.  Forgotten when any relation comes, goes or is renamed.
+ */
+static struct
 {
-	Oid relid = get_relname_relid(name, get_namespace_oid("evstream", false));
+	bool known;
+	Oid tables[OUTBOX_TABLES];
+	Oid current;
+	Oid sequence;
+} relations;
+static bool forgotten;
+
+static void
+forget_relations(Datum arg, int cache, uint32 hash)
+{
+	relations.known = false;
+	forgotten = true;
+}
+
+static Oid
+find_relation(Oid schema, const char *name)
+{
+	Oid relid = get_relname_relid(name, schema);
 
 	if (!OidIsValid(relid))
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
-						errmsg("table \"evstream.%s\" does not exist", name)));
+						errmsg("relation \"evstream.%s\" does not exist", name)));
 	return relid;
 }
 
-static Oid
-outbox_relation(int number)
+static void
+find_relations(void)
 {
-	char name[NAMEDATALEN];
+	static bool registered = false;
+	Oid schema;
 
-	snprintf(name, sizeof(name), "outbox_%d", number);
-	return evstream_relation(name);
+	if (relations.known)
+		return;
+	if (!registered)
+		CacheRegisterSyscacheCallback(RELNAMENSP, forget_relations, (Datum) 0);
+	registered = true;
+	forgotten = false;
+	schema = get_namespace_oid("evstream", false);
+	for (int i = 0; i < OUTBOX_TABLES; i++)
+	{
+		char name[NAMEDATALEN];
+
+		snprintf(name, sizeof(name), "outbox_%d", i);
+		relations.tables[i] = find_relation(schema, name);
+	}
+	relations.current = find_relation(schema, "outbox_current");
+	relations.sequence = find_relation(schema, "outbox_id_seq");
+	/* not if it was not read as a whole */
+	relations.known = !forgotten;
 }
 
-/* Which table is written to, as the latest commit has it. */
+/* Where the row of outbox_current was: on its first page, in this buffer */
+static Buffer current_buffer = InvalidBuffer;
+static OffsetNumber current_place;
+
 static int
-read_current(Oid relid)
+get_current(Relation rel, HeapTuple tuple)
 {
-	Relation rel = table_open(relid, AccessShareLock);
+	bool isnull;
+	int current = DatumGetInt16(heap_getattr(tuple, 2, RelationGetDescr(rel), &isnull));
+
+	if (current < 0 || current >= OUTBOX_TABLES)
+		elog(ERROR, "unexpected table %d of the outbox", current);
+	return current;
+}
+
+/*
+ * The same row again, without a snapshot and a scan: it is the only one, so it
+ * counts as long as nothing that is committed has replaced it.  False if it has
+ * been replaced, or if the buffer holds something else by now.
+ */
+static bool
+read_current_again(Relation rel, int *current)
+{
+	HeapTupleData tuple;
+	Page page;
+	bool found = false;
+
+	if (!BufferIsValid(current_buffer) ||
+		!ReadRecentBuffer(compat_locator(rel), MAIN_FORKNUM, 0, current_buffer))
+		return false;
+	LockBuffer(current_buffer, BUFFER_LOCK_SHARE);
+	page = BufferGetPage(current_buffer);
+	if (current_place <= PageGetMaxOffsetNumber(page) &&
+		ItemIdIsNormal(PageGetItemId(page, current_place)))
+	{
+		ItemId item = PageGetItemId(page, current_place);
+
+		tuple.t_data = (HeapTupleHeader) PageGetItem(page, item);
+		tuple.t_len = ItemIdGetLength(item);
+		tuple.t_tableOid = RelationGetRelid(rel);
+		ItemPointerSet(&tuple.t_self, 0, current_place);
+		found = HeapTupleSatisfiesVisibility(&tuple, SnapshotSelf, current_buffer);
+		if (found)
+			*current = get_current(rel, &tuple);
+	}
+	UnlockReleaseBuffer(current_buffer);
+	return found;
+}
+
+static int
+scan_current(Relation rel)
+{
 	Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
 	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, snapshot, 0, NULL);
 	HeapTuple tuple = systable_getnext(scan);
 	int current = 0;
 
+	current_buffer = InvalidBuffer;
 	if (HeapTupleIsValid(tuple))
 	{
-		bool isnull;
-
-		current = DatumGetInt16(heap_getattr(tuple, 2, RelationGetDescr(rel), &isnull));
+		current = get_current(rel, tuple);
+		current_place = ItemPointerGetOffsetNumber(&tuple->t_self);
+		if (rel->rd_rel->relam == HEAP_TABLE_AM_OID &&
+			ItemPointerGetBlockNumber(&tuple->t_self) == 0)
+		{
+			current_buffer = ReadBuffer(rel, 0);
+			ReleaseBuffer(current_buffer);
+		}
 	}
 	systable_endscan(scan);
 	UnregisterSnapshot(snapshot);
+	return current;
+}
+
+/* Which table is written to, as the latest commit has it. */
+static int
+read_current(void)
+{
+	Relation rel = table_open(relations.current, AccessShareLock);
+	int current;
+
+	if (!read_current_again(rel, &current))
+		current = scan_current(rel);
 	table_close(rel, AccessShareLock);
 	return current;
 }
@@ -118,27 +225,27 @@ read_current(Oid relid)
 static Oid
 lock_current(void)
 {
-	Oid current_relid;
-	Oid relid = outbox_relation(locked_number);
 	int number = locked_number;
+	Oid relid;
 	int current;
 
+	find_relations();
+	relid = relations.tables[number];
 	if (locked_lxid == compat_my_lxid() && SubTransactionIsActive(locked_subid))
 		return relid;
 
 	/* most likely it is the one of before; nobody is to be waited for if it is not */
-	current_relid = evstream_relation("outbox_current");
 	if (!ConditionalLockRelationOid(relid, RowExclusiveLock))
 		number = -1;
 	for (;;)
 	{
-		current = read_current(current_relid);
+		current = read_current();
 		if (current == number)
 			break;
 		if (number >= 0)
 			UnlockRelationOid(relid, RowExclusiveLock);
 		number = current;
-		relid = outbox_relation(number);
+		relid = relations.tables[number];
 		LockRelationOid(relid, RowExclusiveLock);
 	}
 	locked_lxid = compat_my_lxid();
@@ -214,7 +321,7 @@ outbox_write_begin(int max_rows, TimestampTz tracked_at)
 
 	check_columns(rel);
 	writer->rel = rel;
-	writer->sequence = evstream_relation("outbox_id_seq");
+	writer->sequence = relations.sequence;
 	writer->xid = FullTransactionIdGetDatum(GetTopFullTransactionId());
 	writer->tracked_at = tracked_at;
 	writer->estate = CreateExecutorState();
