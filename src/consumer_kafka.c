@@ -21,6 +21,7 @@
 #include "compat.h"
 #include "consumer.h"
 #include "consumer_kafka.h"
+#include "dedupe.h"
 #include "outbox.h"
 #include "settings.h"
 #include "sql.h"
@@ -283,6 +284,7 @@ consumer_kafka_loop(void)
 	int64 seek_id = 0;
 	int64 wishes_due = 0;
 	bool doubt = false; /* a wake-up may have been for a wish */
+	bool loaded = false;
 
 	source.context = AllocSetContextCreate(consumer.long_context, "evstream Kafka source",
 										   ALLOCSET_DEFAULT_SIZES);
@@ -348,6 +350,10 @@ consumer_kafka_loop(void)
 			continue;
 		}
 
+		/* while the first records come; what fails here is tried again with them */
+		if (!loaded)
+			(void) worker_run("loading ids", dedupe_load, NULL, NULL);
+		loaded = true;
 		if (wish.retries)
 			(void) consumer_retries();
 		wish.retries = false;

@@ -225,6 +225,29 @@ sync_closed_segments(const int32 *numbers, int n)
 	}
 }
 
+static void
+load_segments(int32 open, const int32 *closed, int nclosed)
+{
+	sync_closed_segments(closed, nclosed);
+	if (open_segment_filter != NULL && open_segment_filter->segment_id != open)
+	{
+		MemoryContextDelete(open_segment_filter->context);
+		open_segment_filter = NULL;
+	}
+	if (open_segment_filter == NULL && open != 0)
+		open_segment_filter = load_segment(open, false);
+}
+
+void
+dedupe_load(void *unused)
+{
+	int32 *closed;
+	int nclosed;
+	int32 open = read_segments(&closed, &nclosed);
+
+	load_segments(open, closed, nclosed);
+}
+
 /* How far ahead of a look its cache line is asked for */
 #define AHEAD 32
 
@@ -314,7 +337,7 @@ dedupe_ids(const pg_uuid_t *ids, int nids, bool *is_new)
 		hashes[i] = id_filter_hash(&ids[i]);
 	}
 
-	sync_closed_segments(closed, nclosed);
+	load_segments(current, closed, nclosed);
 	for (Segment *segment = closed_segments; segment != NULL; segment = segment->next)
 	{
 		nhits = likely_hits(segment, hashes, nids, is_new, hits);
@@ -325,13 +348,6 @@ dedupe_ids(const pg_uuid_t *ids, int nids, bool *is_new)
 		bulk_close(bulk);
 	}
 
-	if (open_segment_filter != NULL && open_segment_filter->segment_id != current)
-	{
-		MemoryContextDelete(open_segment_filter->context);
-		open_segment_filter = NULL;
-	}
-	if (open_segment_filter == NULL)
-		open_segment_filter = load_segment(current, false);
 	bulk = bulk_open(segment_relid(current), id_types, ID_COLUMNS, settle_id, &adding);
 	nhits = likely_hits(open_segment_filter, hashes, nids, is_new, hits);
 	look_up(bulk, ids, hits, nhits, is_new);

@@ -88,12 +88,12 @@ id_filter_may_have(const IdFilter *filter, uint64 hash)
 {
 	const IdFilterBlock *block = id_filter_block(filter, hash);
 
-	/* of those that are not in it, one in 17 comes by the first four */
-	for (int first = 0; first < ID_FILTER_WORDS; first += 4)
+	/* of those that are not in it, one in four comes by the first two */
+	for (int first = 0; first < ID_FILTER_WORDS; first += 2)
 	{
 		uint64 all = 1;
 
-		for (int i = first; i < first + 4; i++)
+		for (int i = first; i < first + 2; i++)
 			all &= block->words[i] >> id_filter_bit(id_filter_bits(hash, i), i);
 		if (likely(all == 0))
 			return false;
