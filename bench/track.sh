@@ -9,14 +9,14 @@ clients()
 }
 
 # What tracking takes of an application: nobody reads.  The disk has moods of a few
-# seconds: short rounds, three times as many, and who is first changes.  Round 0 is not
+# seconds: short rounds, twice as many, and who is first changes.  Round 0 is not
 # counted: all is cold, and the first files are made.
 line_track()
 {
 	local run ours other seconds=$(((TRACK_SECONDS + 1) / 2))
 	new_database track
 	psql_in track -f "$REPO/bench/track_table.sql" -c CHECKPOINT
-	for run in $(seq 0 $((3 * RUNS))); do
+	for run in $(seq 0 $((2 * RUNS))); do
 		[ $((run % 2)) = 0 ] || other=$(clients 8 track track_insert.sql "$seconds") || fail 'pgbench failed'
 		ours=$(clients 8 track track_evstream.sql "$seconds") || fail 'pgbench failed'
 		[ $((run % 2)) = 1 ] || other=$(clients 8 track track_insert.sql "$seconds") || fail 'pgbench failed'
