@@ -1,5 +1,6 @@
 # A consumer that has fetched as much as it may hold asks its brokers something when half of
 # that is taken. Where they do not answer in time, or with an error, all is consumed as well.
+# While it has nothing yet, it reads what it needs for the first records.
 
 use strict;
 use warnings;
@@ -55,6 +56,17 @@ foreach my $case ([ 'answer in time' ], [ 'time out', 'rtt', 1, 250 ], [ 'fail',
 	$mock->tell('clear');
 	$mock->tell('rtt', 1, 0);
 }
+
+# A consumer that begins reads the ids that it has to know before a record comes.
+my $reads = q{SELECT sum(heap_blks_read + heap_blks_hit) FROM pg_statio_all_tables WHERE schemaname = 'evstream' AND relname ~ '^ids_'};
+sql('SELECT evstream_pause()');
+$node->stop;
+$node->start;
+ok(wait_for_sql($node, 'postgres', q{SELECT state FROM evstream_workers WHERE role = 'consumer'}, 'paused', 60), 'paused, with nothing to fetch');
+my $before = sql($reads);
+sql('SELECT evstream_resume()');
+ok(wait_for_sql($node, 'postgres', "SELECT ($reads) > $before", 't', 60), 'it reads ids');
+is(sql('SELECT sum(event_count) FROM evstream_daily_totals'), $total, 'without a record');
 
 $node->stop;
 is(log_lines($node, qr/evstream \w+ (?:ERROR|FATAL|PANIC):/), '', 'nothing to complain of');
