@@ -629,7 +629,8 @@ zone_unit(void *arg)
 {
 	bool isnull;
 
-	if (SPI_execute("SELECT time_zone FROM evstream.state", true, 1) != SPI_OK_SELECT)
+	if (SPI_execute("SELECT time_zone::pg_catalog.text FROM evstream.state", true, 1) !=
+		SPI_OK_SELECT)
 		elog(ERROR, "could not read evstream.state");
 	if (SPI_processed > 0)
 		*(bool *) arg = strcmp(TextDatumGetCString(SPI_getbinval(

@@ -107,9 +107,10 @@ load_mirror(void)
 	}
 	for (int i = 0; i < notifier.nparts; i++)
 		notifier.parts[i]->has_mirror = false;
-	n = sql_execute("SELECT log_id, log_partition, received_at, event_id, passed_at"
-					" FROM evstream.notifier_cursors",
-					0, NULL, NULL, NULL, SPI_OK_SELECT);
+	n = sql_execute(
+		"SELECT log_id, log_partition, received_at, event_id::pg_catalog.uuid, passed_at"
+		" FROM evstream.notifier_cursors",
+		0, NULL, NULL, NULL, SPI_OK_SELECT);
 	for (uint64 row = 0; row < n; row++)
 	{
 		int32 log_id = DatumGetInt32(sql_column(row, 1, NULL));

@@ -212,9 +212,18 @@ take_row(TupleTableSlot *slot, DestReceiver *self)
 	return !read_is_full(state);
 }
 
+/* With columns of other types, which only the tables' owner can have made, take_row() would crash. */
 static void
 begin_rows(DestReceiver *self, int operation, TupleDesc desc)
 {
+	static const Oid types[] = {XID8OID, INT8OID, UUIDOID, TIMESTAMPTZOID,
+								TEXTOID, TEXTOID, TEXTOID};
+
+	for (int i = 0; i < (int) lengthof(types); i++)
+		if (TupleDescAttr(desc, i)->atttypid != types[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_DATATYPE_MISMATCH),
+					 errmsg("the tables of the outbox do not have the columns of the outbox")));
 }
 
 static void
@@ -336,8 +345,9 @@ outbox_tick_snapshot(int64 tick)
 	Datum values[1] = {Int64GetDatum(tick)};
 	MemoryContext context = CurrentMemoryContext;
 
-	if (outbox_execute_kept("SELECT snapshot FROM evstream.ticks WHERE tick = $1", 1, types, values,
-							SPI_OK_SELECT) == 0)
+	if (outbox_execute_kept(
+			"SELECT snapshot::pg_catalog.pg_snapshot FROM evstream.ticks WHERE tick = $1", 1, types,
+			values, SPI_OK_SELECT) == 0)
 		return (Datum) 0;
 	return kept_column(0, 1, context);
 }
@@ -374,10 +384,11 @@ tick_snapshots(const OutboxPosition *position, Datum *previous, Datum *snapshot)
 	bool is_base;
 	bool is_last;
 
-	outbox_execute_kept("SELECT (SELECT snapshot FROM evstream.ticks WHERE tick = $1),"
-						" (SELECT snapshot FROM evstream.ticks WHERE tick = $1 + 1),"
-						" pg_catalog.pg_current_snapshot()",
-						1, types, values, SPI_OK_SELECT);
+	outbox_execute_kept(
+		"SELECT (SELECT snapshot::pg_catalog.pg_snapshot FROM evstream.ticks WHERE tick = $1),"
+		" (SELECT snapshot::pg_catalog.pg_snapshot FROM evstream.ticks WHERE tick = $1 + 1),"
+		" pg_catalog.pg_current_snapshot()",
+		1, types, values, SPI_OK_SELECT);
 	(void) sql_column(0, 1, &is_base);
 	(void) sql_column(0, 2, &is_last);
 	*previous = is_base ? (Datum) 0 : kept_column(0, 1, here);
@@ -606,10 +617,24 @@ evstream_outbox_oldest_waiting(PG_FUNCTION_ARGS)
 	OutboxPosition position;
 	TimestampTz tracked_at;
 	Interval *result = NULL;
+	bool waiting;
 
 	SPI_connect();
-	position = outbox_stored_position();
-	if (first_waiting(&position, (Datum) 0, &tracked_at))
+	/* one snapshot for all of it: the tick of an older position may be removed meanwhile */
+	PushActiveSnapshot(GetTransactionSnapshot());
+	outbox_use_active_snapshot = true;
+	PG_TRY();
+	{
+		position = outbox_stored_position();
+		waiting = first_waiting(&position, (Datum) 0, &tracked_at);
+	}
+	PG_FINALLY();
+	{
+		outbox_use_active_snapshot = false;
+	}
+	PG_END_TRY();
+	PopActiveSnapshot();
+	if (waiting)
 	{
 		result = SPI_palloc(sizeof(Interval));
 		memset(result, 0, sizeof(*result));
@@ -766,7 +791,7 @@ wake_callback(XactEvent event, void *arg)
 {
 	note_unflushed(event);
 	/* before the wake-up, as the consumer looks at their number */
-	if (event == XACT_EVENT_COMMIT && dead_letters_written > 0)
+	if ((event == XACT_EVENT_COMMIT || event == XACT_EVENT_PREPARE) && dead_letters_written > 0)
 		status_dead_letters_add(MyDatabaseId, dead_letters_written);
 	if (event == XACT_EVENT_COMMIT && wake_wanted)
 		status_wake_reader(MyDatabaseId);

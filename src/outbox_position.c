@@ -269,7 +269,8 @@ outbox_relay_advance(const OutboxPosition *position, int32 log_id, const int64 *
 pg_uuid_t
 outbox_origin(void)
 {
-	if (outbox_execute("SELECT origin FROM evstream.identity", 0, NULL, NULL, SPI_OK_SELECT) == 0)
+	if (outbox_execute("SELECT origin::pg_catalog.uuid FROM evstream.identity", 0, NULL, NULL,
+					   SPI_OK_SELECT) == 0)
 		elog(ERROR, "evstream.identity is empty");
 	return *DatumGetUUIDP(sql_column(0, 1, NULL));
 }
@@ -301,7 +302,7 @@ outbox_local_ranges_load(void)
 		"UPDATE evstream.local_ranges SET to_tick = $1, to_xid = $2, to_id = $3 WHERE to_tick IS NULL",
 		3, types, values, SPI_OK_UPDATE);
 	outbox_execute(
-		"SELECT origin, from_tick, from_xid, from_id, to_tick, to_xid, to_id FROM evstream.local_ranges"
+		"SELECT origin::pg_catalog.uuid, from_tick, from_xid, from_id, to_tick, to_xid, to_id FROM evstream.local_ranges"
 		" WHERE (from_tick, from_xid, from_id) < (to_tick, to_xid, to_id) ORDER BY range_id",
 		0, NULL, NULL, SPI_OK_SELECT);
 	if (local_ranges)

@@ -30,10 +30,12 @@
 #include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/xid8.h"
@@ -201,13 +203,19 @@ scan_current(Relation rel)
 	return current;
 }
 
-/* Which table is written to, as the latest commit has it. */
+/* Which table is written to, as the latest commit has it; -1: look up the names again. */
 static int
 read_current(void)
 {
-	Relation rel = table_open(relations.current, AccessShareLock);
+	Relation rel = try_table_open(relations.current, AccessShareLock);
 	int current;
 
+	/* dropped while we waited */
+	if (rel == NULL)
+	{
+		relations.known = false;
+		return -1;
+	}
 	if (!read_current_again(rel, &current))
 		current = scan_current(rel);
 	table_close(rel, AccessShareLock);
@@ -220,11 +228,16 @@ read_current(void)
  * The lock is taken before the number is believed: a number that was read
  * before, or with an old snapshot, may be that of a table that has been emptied
  * since, and a row written there could be lost at the next emptying.  With the
- * lock held until the end of the transaction, the table is not emptied before.
+ * lock held until the end of the transaction, or until the subtransaction that took
+ * it is rolled back with its rows, the table is not emptied before.
+ *
+ * A portal would not hold it as long: one that fails in a later subtransaction ends
+ * with that, and with it would go the locks of what it has fetched before.
  */
 static Oid
 lock_current(void)
 {
+	ResourceOwner owner = CurrentResourceOwner;
 	int number = locked_number;
 	Oid relid;
 	int current;
@@ -234,13 +247,18 @@ lock_current(void)
 	if (locked_lxid == compat_my_lxid() && SubTransactionIsActive(locked_subid))
 		return relid;
 
+	CurrentResourceOwner = CurTransactionResourceOwner;
 	/* most likely it is the one of before; nobody is to be waited for if it is not */
 	if (!ConditionalLockRelationOid(relid, RowExclusiveLock))
 		number = -1;
 	for (;;)
 	{
+		/* as they are called by now: who was waited for may have changed it */
+		find_relations();
 		current = read_current();
-		if (current == number)
+		if (current < 0)
+			continue;
+		if (current == number && relid == relations.tables[current])
 			break;
 		if (number >= 0)
 			UnlockRelationOid(relid, RowExclusiveLock);
@@ -248,6 +266,7 @@ lock_current(void)
 		relid = relations.tables[number];
 		LockRelationOid(relid, RowExclusiveLock);
 	}
+	CurrentResourceOwner = owner;
 	locked_lxid = compat_my_lxid();
 	locked_subid = GetCurrentSubTransactionId();
 	locked_number = current;
@@ -347,12 +366,19 @@ outbox_write_rows(OutboxWriter *writer, const OutboxNew *rows, int nrows)
 	MemoryContext old;
 	Oid user;
 	int context;
+	int guc_level = 0;
 
 	Assert(nrows > 0 && nrows <= writer->nslots);
 	/* not with the rights of whoever tracks; an error's rollback sets them back */
 	GetUserIdAndSecContext(&user, &context);
 	if (has_index_with_code(writer->result_rel))
+	{
 		SetUserIdAndSecContext(rel->rd_rel->relowner, context | SECURITY_RESTRICTED_OPERATION);
+		/* nor with what his names stand for; and what the code sets ends with it */
+		guc_level = NewGUCNestLevel();
+		(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+	}
 
 	for (int i = 0; i < nrows; i++)
 		fill_slot(slots[i], writer->sequence, writer->xid, &rows[i], writer->tracked_at);
@@ -365,6 +391,8 @@ outbox_write_rows(OutboxWriter *writer, const OutboxNew *rows, int nrows)
 	for (int i = 0; i < nrows; i++)
 		list_free(compat_ExecInsertIndexTuples(writer->result_rel, slots[i], writer->estate));
 	ResetPerTupleExprContext(writer->estate);
+	if (guc_level > 0)
+		AtEOXact_GUC(false, guc_level);
 	SetUserIdAndSecContext(user, context);
 }
 

@@ -30,9 +30,10 @@ owner_read(Owner *owner)
 	Oid database;
 
 	memset(owner, 0, sizeof(*owner));
-	if (sql_execute("SELECT mark, system_identifier, database_oid, claim, claimed_at IS NOT NULL"
-					" FROM evstream.identity",
-					0, NULL, NULL, NULL, SPI_OK_SELECT) == 0)
+	if (sql_execute(
+			"SELECT mark::pg_catalog.uuid, system_identifier, database_oid, claim, claimed_at IS NOT NULL"
+			" FROM evstream.identity",
+			0, NULL, NULL, NULL, SPI_OK_SELECT) == 0)
 		return;
 	event_format_uuid(DatumGetUUIDP(sql_column(0, 1, NULL))->data, id);
 	system = DatumGetInt64(sql_column(0, 2, NULL));

@@ -178,6 +178,21 @@ for my $target ([ $other, 'postgres', 'another server' ], [ $node, 'copy', 'anot
 }
 $other->stop('immediate');
 
+# ---- The limit of dead letters, passed by a prepared transaction ----
+
+$node->safe_psql('postgres', q{ALTER DATABASE postgres SET evstream.dead_letter_limit = 100; SELECT evstream_restart()});
+ok(wait_for_sql($node, 'postgres', q{SELECT count(*) FROM evstream_workers WHERE state = 'idle'}, '2'), 'the workers are up');
+# it would count them again, in its time
+my $maintenance = $node->safe_psql('postgres', q{SELECT pid FROM evstream_workers WHERE role = 'maintenance'});
+kill('STOP', $maintenance);
+$node->safe_psql('postgres', q{BEGIN;
+	SELECT evstream_track_batch((SELECT jsonb_agg('{}'::jsonb) FROM generate_series(1, 150)), 'dead_letter');
+	PREPARE TRANSACTION 'evstream dead'});
+$node->safe_psql('postgres', q{COMMIT PREPARED 'evstream dead'});
+$node->safe_psql('postgres', q{SELECT evstream_track('beyond', 'view')});
+ok(wait_for_sql($node, 'postgres', q{SELECT evstream_health() #>> '{components,dead_letters,status}'}, 'down'), 'consumption pauses');
+kill('CONT', $maintenance);
+
 $node->stop('fast');
 is(log_lines($node, qr/PANIC|TRAP|segfault|signal 11/), '', 'nothing has crashed by itself');
 

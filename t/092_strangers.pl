@@ -164,6 +164,13 @@ ok(wait_for_sql($node, 'owned', q{SELECT count(*) FILTER (WHERE what LIKE 'batch
 sql('owned', q{CREATE OR REPLACE FUNCTION evstream.trap(x text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS $f$ BEGIN PERFORM evstream.note('index'); RETURN x; END $f$});
 is(attempt('postgres', 'owned', q{SELECT evstream_track('u', 'view'); SELECT evstream_track_batch('[{"user_id": "u", "event_type": "view"}]')}), '', 'a superuser tracks');
 is(sql('owned', q{SELECT count(*) > 1 FROM public.seen WHERE what = 'index'}), 't', 'with an index on the outbox');
+sql('owned', q{CREATE OR REPLACE FUNCTION evstream.trap(x text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS $f$ BEGIN PERFORM set_config('application_name', 'trapped', false); RETURN lower(x); END $f$});
+is(sql('owned', q{SET application_name = 'mine'; SELECT evstream_track('u', 'view') \g /dev/null
+SHOW application_name}), 'mine', 'what it sets in a session ends with it');
+# names of a tracker's are not those of the owner's code
+sql('owned', 'CREATE SCHEMA theirs AUTHORIZATION app');
+is(attempt('app', 'owned', q{CREATE FUNCTION theirs.lower(text) RETURNS text LANGUAGE plpgsql AS $f$ BEGIN INSERT INTO public.seen VALUES (current_user, 'taken over'); RETURN $1; END $f$;
+	GRANT USAGE ON SCHEMA theirs TO PUBLIC; SET search_path = theirs, public, pg_catalog; SELECT evstream_track('u', 'view')}), '', 'a tracker with a path of his own');
 is(sql('owned', 'SELECT current_user'), 'postgres', 'and is himself');
 is(sql('owned', q{SELECT DISTINCT who FROM public.seen}), 'admin', 'with the rights of their owner');
 is(sql('owned', q{SELECT count(*) FROM public.seen WHERE what IN ('taken over', 'reset')}), '0', 'and cannot take over the session');
