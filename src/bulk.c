@@ -72,10 +72,19 @@ struct Bulk
 static void
 check_columns(Relation rel, const Oid *types, int ncolumns)
 {
-	bool good = RelationGetNumberOfAttributes(rel) == ncolumns;
+	int natts = RelationGetNumberOfAttributes(rel);
+	bool good = natts >= ncolumns;
 
-	for (int i = 0; i < ncolumns && good; i++)
-		good = TupleDescAttr(RelationGetDescr(rel), i)->atttypid == types[i];
+	if (rel->rd_rel->relkind != RELKIND_RELATION)
+		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
+						errmsg("\"%s\" is not a table", RelationGetRelationName(rel))));
+	for (int i = 0; i < natts && good; i++)
+	{
+		Form_pg_attribute column = TupleDescAttr(RelationGetDescr(rel), i);
+
+		/* of a column that was added and dropped again something stays */
+		good = i < ncolumns ? column->atttypid == types[i] : column->attisdropped;
+	}
 	if (!good)
 		ereport(ERROR, (errcode(ERRCODE_DATATYPE_MISMATCH),
 						errmsg("table \"%s\" has not the columns that evstream gave it",
@@ -126,7 +135,8 @@ bulk_slot(Bulk *bulk)
 	}
 	slot = bulk->slots[bulk->nfilled];
 	ExecClearTuple(slot);
-	memset(slot->tts_isnull, 0, slot->tts_tupleDescriptor->natts * sizeof(bool));
+	for (int i = 0; i < slot->tts_tupleDescriptor->natts; i++)
+		slot->tts_isnull[i] = TupleDescAttr(slot->tts_tupleDescriptor, i)->attisdropped;
 	return slot;
 }
 
@@ -136,12 +146,24 @@ bulk_context(Bulk *bulk)
 	return bulk->values;
 }
 
+/* A row that breaks what the table promises would mislead its readers, or even crash them. */
+static void
+check_constraints(Bulk *bulk, TupleTableSlot *slot)
+{
+	if (RelationGetDescr(bulk->rel)->constr != NULL)
+		ExecConstraints(bulk->result_rel, slot, bulk->estate);
+}
+
 void
 bulk_put(Bulk *bulk, TupleTableSlot *slot)
 {
 	Assert(slot == bulk->slots[bulk->nfilled]);
 	slot->tts_tableOid = RelationGetRelid(bulk->rel);
 	ExecStoreVirtualTuple(slot);
+	check_constraints(bulk, slot);
+	if (bulk->rel->rd_rel->relispartition)
+		ExecPartitionCheck(bulk->result_rel, slot, bulk->estate, true);
+	ResetPerTupleExprContext(bulk->estate);
 	if (++bulk->nfilled == BULK_CHUNK ||
 		MemoryContextMemAllocated(bulk->values, false) > BULK_BYTES)
 		bulk_flush(bulk);
@@ -271,6 +293,23 @@ use_key(Bulk *bulk, const BulkKey *key)
 	}
 	bulk->found = table_slot_create(bulk->rel, NULL);
 	bulk->changed = table_slot_create(bulk->rel, NULL);
+}
+
+bool
+bulk_has_other_keys(Bulk *bulk, const BulkKey *key)
+{
+	const ResultRelInfo *result_rel = bulk->result_rel;
+	int arguments[INDEX_MAX_KEYS];
+
+	for (int i = 0; i < result_rel->ri_NumIndices; i++)
+	{
+		IndexInfo *info = result_rel->ri_IndexRelationInfo[i];
+
+		if ((info->ii_Unique || info->ii_ExclusionOps != NULL) &&
+			!is_key(result_rel->ri_IndexRelationDescs[i], info, key, arguments))
+			return true;
+	}
+	return false;
 }
 
 static void
@@ -497,6 +536,7 @@ bulk_replace(Bulk *bulk)
 
 	changed->tts_tableOid = RelationGetRelid(bulk->rel);
 	ExecStoreVirtualTuple(changed);
+	check_constraints(bulk, changed);
 	result =
 		table_tuple_update(bulk->rel, &bulk->found->tts_tid, changed, GetCurrentCommandId(true),
 						   bulk->snapshot, InvalidSnapshot, true, &failure, &mode, &update_indexes);

@@ -29,7 +29,8 @@ typedef bool (*BulkConflict)(Bulk *bulk, int64 number, TupleTableSlot *slot, voi
 
 /*
  * Opens a table of ncolumns columns of these types, in the present memory
- * context; raises datatype_mismatch if it has others.  Without `conflict` a key
+ * context; raises datatype_mismatch if it has others, and wrong_object_type if it is
+ * something else than a table.  Without `conflict` a key
  * that is there already raises unique_violation.
  */
 extern Bulk *bulk_open(Oid relid, const Oid *types, int ncolumns, BulkConflict conflict, void *arg);
@@ -39,7 +40,8 @@ extern Relation bulk_relation(const Bulk *bulk);
  * The next row's slot, for the caller to fill in tts_values and tts_isnull (at
  * first all false).  What the values point to has to live until the row is
  * written: bulk_context() is for that, it is emptied then.  bulk_put() gives the
- * slot back, and bulk_flush() writes what was put.
+ * slot back, and bulk_flush() writes what was put.  A row that breaks a constraint
+ * of the table, or its bounds as a partition, raises.
  */
 extern TupleTableSlot *bulk_slot(Bulk *bulk);
 extern MemoryContext bulk_context(Bulk *bulk);
@@ -55,6 +57,12 @@ typedef struct BulkKey
 	int ncolumns;
 	AttrNumber columns[INDEX_MAX_KEYS];
 } BulkKey;
+
+/*
+ * Does anything else than that key have to be unique?  Only a conflict in the key is
+ * settled: with others a bulk with `conflict` must not write.
+ */
+extern bool bulk_has_other_keys(Bulk *bulk, const BulkKey *key);
 
 /*
  * The row of that key, or NULL: as of the first call, or of the last one that

@@ -26,6 +26,7 @@
 #include "executor/executor.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
+#include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
@@ -276,14 +277,15 @@ static const Kind items = {.types = item_types,
 /* ---- both ---- */
 
 static bool
-is_plain(Relation rel)
+is_plain(Bulk *bulk)
 {
+	Relation rel = bulk_relation(bulk);
 	TupleConstr *constraints = RelationGetDescr(rel)->constr;
 
-	return rel->rd_rel->relkind == RELKIND_RELATION && rel->trigdesc == NULL &&
-		   rel->rd_rules == NULL && !rel->rd_rel->relrowsecurity &&
+	return rel->trigdesc == NULL && rel->rd_rules == NULL && !rel->rd_rel->relrowsecurity &&
 		   (constraints == NULL ||
-			(constraints->num_check == 0 && !constraints->has_generated_stored));
+			(constraints->num_check == 0 && !constraints->has_generated_stored)) &&
+		   !bulk_has_other_keys(bulk, &first_columns);
 }
 
 static bool
@@ -407,11 +409,14 @@ settle_row(Bulk *bulk, int64 number, TupleTableSlot *slot, void *arg)
 static bool
 write_rows(Writing *writing, const Kind *kind, void **rows, int nrows, Oid leaf)
 {
-	Bulk *bulk = bulk_open(leaf, kind->types, kind->ncolumns, settle_row, writing);
+	Bulk *bulk;
 	ItemPointerData *places;
 	Look look;
 
-	if (!is_plain(bulk_relation(bulk)))
+	if (get_rel_relkind(leaf) != RELKIND_RELATION)
+		return false;
+	bulk = bulk_open(leaf, kind->types, kind->ncolumns, settle_row, writing);
+	if (!is_plain(bulk))
 	{
 		bulk_close(bulk);
 		return false;

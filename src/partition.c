@@ -364,6 +364,10 @@ partition_leaf(PartitionStats stats, DateADT day)
 	if (!OidIsValid(relid))
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
 						errmsg("table \"evstream.%s\" does not exist", name)));
+	if (!get_rel_relispartition(relid))
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("table \"evstream.%s\" is not attached to \"evstream.%s\"", name,
+							   parent->name)));
 	return relid;
 }
 

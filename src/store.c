@@ -20,6 +20,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
+#include "utils/rel.h"
 #include "utils/timestamp.h"
 
 #include "bulk.h"
@@ -60,6 +61,7 @@ open_leaf(TimestampTz received_at)
 	int month;
 	int day;
 	Oid relid;
+	Bulk *bulk;
 
 	partition_ensure_events(received_at);
 	j2date(partition_day(received_at) + POSTGRES_EPOCH_JDATE, &year, &month, &day);
@@ -67,7 +69,12 @@ open_leaf(TimestampTz received_at)
 	relid = get_relname_relid(name, get_namespace_oid("evstream", false));
 	if (!OidIsValid(relid))
 		elog(ERROR, "table \"evstream.%s\" does not exist", name);
-	return bulk_open(relid, event_types, EV_COLUMNS, NULL, NULL);
+	bulk = bulk_open(relid, event_types, EV_COLUMNS, NULL, NULL);
+	if (!bulk_relation(bulk)->rd_rel->relispartition)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"evstream.%s\" is not attached to \"evstream.events\"", name)));
+	return bulk;
 }
 
 static Datum
