@@ -246,14 +246,14 @@ bulk_flush(Bulk *bulk)
 
 /* ---- rows that are found ---- */
 
-/* Is it whole, valid, and on these columns alone? */
+/* Is it whole, and on these columns alone? */
 static bool
-is_key(Relation index, const IndexInfo *info, const BulkKey *key, int *arguments)
+is_on_key(Relation index, const IndexInfo *info, const BulkKey *key, int *arguments)
 {
 	Form_pg_index form = index->rd_index;
 
-	if (!form->indisunique || !form->indimmediate || !form->indisvalid ||
-		form->indnatts != key->ncolumns || info->ii_Predicate != NIL)
+	if (!form->indisunique || !form->indimmediate || form->indnatts != key->ncolumns ||
+		info->ii_Predicate != NIL)
 		return false;
 	for (int i = 0; i < key->ncolumns; i++)
 	{
@@ -275,8 +275,9 @@ use_key(Bulk *bulk, const BulkKey *key)
 	if (bulk->index != NULL)
 		return;
 	for (int i = 0; i < result_rel->ri_NumIndices && bulk->index == NULL; i++)
-		if (is_key(result_rel->ri_IndexRelationDescs[i], result_rel->ri_IndexRelationInfo[i], key,
-				   bulk->arguments))
+		if (result_rel->ri_IndexRelationDescs[i]->rd_index->indisvalid &&
+			is_on_key(result_rel->ri_IndexRelationDescs[i], result_rel->ri_IndexRelationInfo[i],
+					  key, bulk->arguments))
 			bulk->index = result_rel->ri_IndexRelationDescs[i];
 	if (bulk->index == NULL)
 		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -305,8 +306,9 @@ bulk_has_other_keys(Bulk *bulk, const BulkKey *key)
 	{
 		IndexInfo *info = result_rel->ri_IndexRelationInfo[i];
 
+		/* on the same key there is a second one, not valid yet, while REINDEX CONCURRENTLY runs */
 		if ((info->ii_Unique || info->ii_ExclusionOps != NULL) &&
-			!is_key(result_rel->ri_IndexRelationDescs[i], info, key, arguments))
+			!is_on_key(result_rel->ri_IndexRelationDescs[i], info, key, arguments))
 			return true;
 	}
 	return false;

@@ -816,7 +816,7 @@ void
 outbox_count_at_commit(int64 dead_letters)
 {
 	register_callback();
-	/* too many after a savepoint was rolled back: it is an upper bound */
+	/* too many after a savepoint or what was prepared is rolled back: it is an upper bound */
 	dead_letters_written += dead_letters;
 }
 

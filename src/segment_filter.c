@@ -54,6 +54,7 @@ add_page(IdFilter *filter, Relation rel, BlockNumber block, BufferAccessStrategy
 		{
 			ItemId item = PageGetItemId(page, o);
 			HeapTupleData tuple;
+			Datum id;
 			bool isnull;
 
 			if (!ItemIdIsNormal(item))
@@ -62,8 +63,10 @@ add_page(IdFilter *filter, Relation rel, BlockNumber block, BufferAccessStrategy
 			tuple.t_len = ItemIdGetLength(item);
 			tuple.t_tableOid = RelationGetRelid(rel);
 			ItemPointerSet(&tuple.t_self, block, o);
-			hashes[n] = id_filter_hash(
-				DatumGetUUIDP(heap_getattr(&tuple, EVENT_ID, RelationGetDescr(rel), &isnull)));
+			id = heap_getattr(&tuple, EVENT_ID, RelationGetDescr(rel), &isnull);
+			if (isnull)
+				continue;
+			hashes[n] = id_filter_hash(DatumGetUUIDP(id));
 			id_filter_prefetch(filter, hashes[n++]);
 		}
 	UnlockReleaseBuffer(buffer);

@@ -102,6 +102,10 @@ track('u-3', '{"item_id": "i"}');
 all_counted('a column that was added and dropped is in nobody\'s way');
 is(sql(q{SELECT event_count FROM evstream_daily_counts WHERE user_id = 'u-3'}), 2, 'also where a row gets a new version');
 
+sql('ALTER TABLE evstream.ids ALTER event_id DROP NOT NULL; INSERT INTO evstream.ids_1 VALUES (1, NULL)');
+track('u-3');
+all_counted('an id that is null is nobody\'s');
+
 # what waits there, and readers who would take it for what it is not
 sql('SELECT evstream_pause()');
 ok(wait_for_sql($node, 'postgres', q{SELECT state FROM evstream_workers WHERE role = 'consumer'}, 'paused'), 'the consumer pauses');
