@@ -49,6 +49,8 @@ sub stops_at
 	return all_counted("$name: then it goes on");
 }
 
+# else what comes first goes into the default partition
+ok(wait_for_sql($node, 'postgres', "SELECT to_regclass('$month') IS NOT NULL AND to_regclass('$leaf') IS NOT NULL", 't'), 'there are partitions for today');
 track('u-1', '{"amount": 1, "user_tier": "gold"}');
 all_counted('an event');
 
