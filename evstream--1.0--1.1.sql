@@ -36,6 +36,17 @@ ALTER FUNCTION @extschema@.evstream_track(bigint, text, jsonb, uuid, timestamptz
 ALTER TABLE evstream.daily_counts REPLICA IDENTITY FULL;
 ALTER TABLE evstream.daily_items REPLICA IDENTITY FULL;
 
+-- Days of events that are stored, by the UTC day on which they were received, which
+-- is that of their leaf: so that rebuilding them is refused when that is gone.
+CREATE TABLE evstream.stored_days (
+	received_day date NOT NULL,
+	day date NOT NULL,
+	time_zone text COLLATE "C" NOT NULL,
+	PRIMARY KEY (received_day, day, time_zone)
+);
+COMMENT ON TABLE evstream.stored_days IS 'Days of the events in each partition of evstream.events';
+SELECT pg_catalog.pg_extension_config_dump('evstream.stored_days', '');
+
 -- Not dumped: maintenance makes those that are missing.
 CREATE TABLE evstream.id_filters (
 	segment_id int PRIMARY KEY,
@@ -81,6 +92,37 @@ $$;
 COMMENT ON FUNCTION evstream.day_text(date) IS 'A day in a message, whatever DateStyle is';
 REVOKE ALL ON FUNCTION evstream.day_text(date) FROM PUBLIC;
 
+-- A partition may have been dropped, detached, emptied, or left out of a dump.
+CREATE FUNCTION evstream.days_not_stored(from_day date, to_day date) RETURNS TABLE (day date, time_zone text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	leaf record;
+	is_there boolean;
+BEGIN
+	RETURN QUERY SELECT u.day, u.time_zone FROM evstream.unstored_days u WHERE u.day BETWEEN from_day AND to_day;
+	FOR leaf IN
+		SELECT DISTINCT s.received_day, c.oid::regclass AS name
+		FROM evstream.stored_days s
+			LEFT JOIN (pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid)
+				ON i.inhparent = 'evstream.events'::regclass AND NOT i.inhdetachpending
+					AND c.relname = to_char(s.received_day::timestamp, '"events_"YYYYMMDD')
+		WHERE s.day BETWEEN from_day AND to_day
+	LOOP
+		is_there := false;
+		IF leaf.name IS NOT NULL THEN
+			EXECUTE format('SELECT EXISTS (SELECT FROM %s)', leaf.name) INTO is_there;
+		END IF;
+		IF NOT is_there THEN
+			RETURN QUERY SELECT s.day, s.time_zone FROM evstream.stored_days s
+				WHERE s.received_day = leaf.received_day AND s.day BETWEEN from_day AND to_day;
+		END IF;
+	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION evstream.days_not_stored(date, date) IS 'Days with events that are not stored, or no longer';
+REVOKE ALL ON FUNCTION evstream.days_not_stored(date, date) FROM PUBLIC;
+
 CREATE OR REPLACE FUNCTION evstream.check_rebuild(from_day date, to_day date, zone text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -104,10 +146,9 @@ BEGIN
 
 	-- the rows that hold their counts, which have that day, and the days that they are of in this zone
 	SELECT array_agg(evstream.day_text(u.day) ORDER BY u.day) INTO days
-		FROM (SELECT DISTINCT n.day FROM evstream.unstored_days n
-			WHERE n.day BETWEEN from_day - 2 AND to_day + 2
-				AND (n.day BETWEEN from_day AND to_day
-					OR evstream.zone_days(n.day, n.time_zone, zone) && daterange(from_day, to_day, '[]'))) u;
+		FROM (SELECT DISTINCT n.day FROM evstream.days_not_stored(from_day - 2, to_day + 2) n
+			WHERE n.day BETWEEN from_day AND to_day
+				OR evstream.zone_days(n.day, n.time_zone, zone) && daterange(from_day, to_day, '[]')) u;
 	IF days IS NOT NULL THEN
 		RAISE EXCEPTION USING
 			ERRCODE = 'object_not_in_prerequisite_state',
@@ -209,11 +250,14 @@ BEGIN
 
 	-- after a change of zone: done when all days that can be rebuilt were
 	UPDATE evstream.state SET rebuilt = rebuilt + datemultirange(daterange(from_day, to_day, '[]')) WHERE rebuild_needed;
+	WITH unstored AS MATERIALIZED (
+		SELECT n.day, n.time_zone FROM evstream.state s CROSS JOIN evstream.days_not_stored('-infinity', 'infinity') n
+		WHERE s.rebuild_needed)
 	UPDATE evstream.state s SET rebuild_needed = false, rebuilt = '{}'
 		WHERE s.rebuild_needed AND NOT EXISTS (
 			SELECT FROM (SELECT DISTINCT t.day FROM evstream.daily_totals t) t
 			WHERE NOT s.rebuilt @> t.day
-				AND NOT EXISTS (SELECT FROM evstream.unstored_days u
+				AND NOT EXISTS (SELECT FROM unstored u
 					WHERE u.day BETWEEN t.day - 2 AND t.day + 2
 						AND (u.day = t.day OR evstream.zone_days(u.day, u.time_zone, zone) @> t.day)));
 	RETURN written;

@@ -13,9 +13,11 @@
 
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "lib/qunique.h"
 #include "miscadmin.h"
 #include "port/pg_bswap.h"
 #include "port/pg_crc32c.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/memutils.h"
@@ -445,9 +447,10 @@ moved(const LogPartition *part)
 /*
  * Position and fence.  The row of the partition is locked against a change of
  * generation, and not against maintenance, which locks rows of several partitions
- * as well, in an order of its own.  Two owners at the same position meet in the unique key; one
- * whose position is older is told by the rows that are ahead of it.  False if
- * nothing was done, as consumption is paused, which the first of a batch asks.
+ * as well, in an order of its own.  Of two owners at the same position the unique
+ * key lets one insert; one whose position is older is told by the rows that are
+ * ahead of it.  False if nothing was done, as consumption is paused, which the
+ * first of a batch asks.
  * Tells also whether today is among the days on which events were received.
  */
 static bool
@@ -486,7 +489,8 @@ log_batch(const BatchPart *bp, bool is_first, bool *day_known)
 			" INSERT INTO evstream.batch_log (log_id, log_partition, generation, from_offset, to_offset,"
 			"   last_offset, last_timestamp, last_crc, last_received_at, tick, xid, id)"
 			" SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 FROM p"
-			" WHERE p.generation = $3 AND ($13 OR " NOT_PAUSED ")",
+			" WHERE p.generation = $3 AND ($13 OR " NOT_PAUSED ")"
+			" ON CONFLICT DO NOTHING",
 			13, types, values, nulls, false, SPI_OK_INSERT) != 1;
 		i++)
 	{
@@ -583,29 +587,90 @@ mark_duplicates(Batch *batch)
 		owners[i]->duplicate = !is_new[i];
 }
 
-/* The stats of these days can not be rebuilt from stored events. */
-static void
-note_unstored_days(const Batch *batch)
-{
-	DateADT last = 0;
-	bool any = false;
-	Oid types[2] = {DATEOID, TEXTOID};
-	Datum values[2];
+/* ---- days ---- */
 
-	values[1] = CStringGetTextDatum(pg_get_timezone_name(batch->zone));
+/* The only pair of days of the last batch that was committed, as in collect_days() */
+static int64 days_noted = PG_INT64_MAX;
+
+static int
+int64_cmp(const void *left, const void *right)
+{
+	int64 a = *(const int64 *) left;
+	int64 b = *(const int64 *) right;
+
+	return a < b ? -1 : a > b;
+}
+
+/*
+ * The different days of what counts, in order, with the day on which it was
+ * received (0 where events are not stored) in the upper half.
+ */
+static int64 *
+collect_days(const Batch *batch, int *n)
+{
+	int64 *keys = palloc(Max(1, batch->nrecords) * sizeof(int64));
+	int64 seen[64];
+
+	for (int i = 0; i < lengthof(seen); i++)
+		seen[i] = PG_INT64_MAX;
+	*n = 0;
 	for (int i = 0; i < batch->nrecords; i++)
 	{
 		const BatchRecord *record = &batch->records[i];
+		int64 *last = &seen[(uint32) record->day % lengthof(seen)];
+		int64 key;
 
-		if (!batch_is_new(record) || (any && record->day == last))
+		if (!batch_is_new(record))
 			continue;
-		last = record->day;
-		any = true;
-		values[0] = DateADTGetDatum(last);
-		sql_execute(
-			"INSERT INTO evstream.unstored_days (day, time_zone) VALUES ($1, $2) ON CONFLICT DO NOTHING",
-			2, types, values, NULL, SPI_OK_INSERT);
+		key = setting_store_events ? (int64) partition_day(record->received_at) << 32 : 0;
+		key |= (uint32) record->day;
+		if (*last != key)
+			keys[(*n)++] = *last = key;
 	}
+	qsort(keys, *n, sizeof(int64), int64_cmp);
+	*n = qunique(keys, *n, sizeof(int64), int64_cmp);
+	return keys;
+}
+
+static Datum
+day_array(const int64 *keys, int n, int shift)
+{
+	Datum *days = palloc(n * sizeof(Datum));
+
+	for (int i = 0; i < n; i++)
+		days[i] = DateADTGetDatum((DateADT) (keys[i] >> shift));
+	return PointerGetDatum(construct_array(days, n, DATEOID, sizeof(DateADT), true, TYPALIGN_INT));
+}
+
+/*
+ * Notes which days' stats can not be rebuilt from stored events, or not without
+ * the leaf of events that we write to.
+ */
+static void
+note_days(Batch *batch)
+{
+	int n;
+	int64 *keys = collect_days(batch, &n);
+	Oid types[3] = {TEXTOID, DATEARRAYOID, DATEARRAYOID};
+	Datum values[3];
+
+	batch->only_days = n == 1 ? keys[0] : PG_INT64_MAX;
+	if (batch->only_days != PG_INT64_MAX && batch->only_days == days_noted)
+		return;
+	values[0] = CStringGetTextDatum(pg_get_timezone_name(batch->zone));
+	values[1] = day_array(keys, n, 0);
+	values[2] = day_array(keys, n, 32);
+	if (!setting_store_events)
+		sql_execute_kept("INSERT INTO evstream.unstored_days (day, time_zone)"
+						 " SELECT u.d, $1 FROM pg_catalog.unnest($2) AS u (d)"
+						 " ON CONFLICT DO NOTHING",
+						 2, types, values, NULL, false, SPI_OK_INSERT);
+	else if (partition_knows_days())
+		sql_execute_kept(
+			"INSERT INTO evstream.stored_days (received_day, day, time_zone)"
+			" SELECT u.r, u.d, $1 FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3)) AS u (d, r)"
+			" ON CONFLICT DO NOTHING",
+			3, types, values, NULL, false, SPI_OK_INSERT);
 }
 
 /*
@@ -670,14 +735,14 @@ batch_store(Batch *batch)
 	any_new = batch->nstored > 0;
 	if (batch->ndead > 0)
 		store_dead_letters(batch);
+	batch->only_days = PG_INT64_MAX;
 	if (any_new && setting_store_events)
 		store_events(batch);
-	else if (any_new)
-		note_unstored_days(batch);
 	if (any_new)
 	{
 		daily_add(batch);
 		check_zone();
+		note_days(batch);
 	}
 	return true;
 }
@@ -685,6 +750,8 @@ batch_store(Batch *batch)
 void
 batch_stored(Batch *batch)
 {
+	if (batch->only_days != PG_INT64_MAX)
+		days_noted = batch->only_days;
 	for (int i = 0; i < batch->nrecords; i++)
 		batch->records[i].part->slot = -1;
 	for (int i = batch->nrecords - 1; i >= 0; i--)

@@ -115,6 +115,7 @@ typedef struct Batch
 	int64 nduplicates;
 	int64 ndead;
 	int64 ntombstones;
+	int64 only_days; /* for batch.c, from the storing to batch_stored() */
 } Batch;
 
 /* Finds the log of a topic (the newest incarnation), or makes one. */

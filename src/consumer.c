@@ -286,7 +286,7 @@ store_range(BatchRecord *records, int nrecords, BatchHeaders headers, WorkerUnit
 			return true;
 		}
 
-		if (sqlerrcode == ERRCODE_EVSTREAM_MOVED || sqlerrcode == ERRCODE_UNIQUE_VIOLATION)
+		if (sqlerrcode == ERRCODE_EVSTREAM_MOVED)
 		{
 			worker_backoff();
 			return false;

@@ -218,6 +218,16 @@ record_days(void *arg)
 	partition_record_days(((Turn *) arg)->name);
 }
 
+static void
+drop_events(void *arg)
+{
+	Turn *turn = arg;
+
+	drop_leaf(turn);
+	if (turn->done)
+		partition_forget_days(turn->name);
+}
+
 static bool
 drop_expired_events(Turn *turn)
 {
@@ -241,7 +251,7 @@ drop_expired_events(Turn *turn)
 			strlcpy(recorded, turn->name, sizeof(recorded));
 		}
 		if (!drops_note(&events_drops, turn,
-						worker_run("dropping expired events", drop_leaf, turn, NULL)))
+						worker_run("dropping expired events", drop_events, turn, NULL)))
 			break;
 	}
 	return true;

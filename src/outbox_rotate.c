@@ -54,16 +54,28 @@ current_table(void)
 	return DatumGetInt16(sql_column(0, 1, NULL));
 }
 
-/* Goes to the next table, if this one has rows and that one is empty. */
+/* Goes to the next table that is empty, if this one has rows. */
 void
 outbox_rotate(void *unused)
 {
 	int current = current_table();
 
-	if (table_has_pages(current) && !table_has_pages((current + 1) % OUTBOX_TABLES))
+	if (!table_has_pages(current))
+		return;
+	/* one that a transaction holds cannot be emptied, and is passed over */
+	for (int i = 1; i < OUTBOX_TABLES; i++)
+	{
+		int next = (current + i) % OUTBOX_TABLES;
+		Oid types[1] = {INT2OID};
+		Datum values[1] = {Int16GetDatum(next)};
+
+		if (table_has_pages(next))
+			continue;
 		outbox_execute(
-			"UPDATE evstream.outbox_current SET current = (current + 1) % 3, rotated_at = pg_catalog.now()",
-			0, NULL, NULL, SPI_OK_UPDATE);
+			"UPDATE evstream.outbox_current SET current = $1, rotated_at = pg_catalog.now()", 1,
+			types, values, SPI_OK_UPDATE);
+		break;
+	}
 }
 
 /*

@@ -33,6 +33,9 @@
 /* How long a drop may hold up those who come after it. */
 #define DROP_LOCK_TIMEOUT "300ms"
 
+/* The leaf of a row of evstream.stored_days */
+#define LEAF_OF_DAYS "pg_catalog.to_char(received_day::timestamp, '\"events_\"YYYYMMDD')"
+
 /* The parents, with what their leaves have beside the columns. */
 typedef struct Parent
 {
@@ -250,6 +253,30 @@ partition_day(TimestampTz at)
 	return (DateADT) (at >= 0 ? at / USECS_PER_DAY : -((-at + USECS_PER_DAY - 1) / USECS_PER_DAY));
 }
 
+bool
+partition_knows_days(void)
+{
+	return OidIsValid(relation_oid("stored_days"));
+}
+
+/*
+ * The leaf that is about to be made was there before, and somebody dropped it:
+ * the events of then are not in this one.
+ */
+static void
+give_up_days(const char *name)
+{
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(name)};
+
+	if (partition_knows_days())
+		sql_execute("WITH gone AS (DELETE FROM evstream.stored_days WHERE " LEAF_OF_DAYS " = $1"
+					" RETURNING day, time_zone)"
+					" INSERT INTO evstream.unstored_days (day, time_zone)"
+					" SELECT DISTINCT day, time_zone FROM gone ON CONFLICT DO NOTHING",
+					1, types, values, NULL, SPI_OK_INSERT);
+}
+
 void
 partition_ensure_events(TimestampTz received_at)
 {
@@ -260,7 +287,10 @@ partition_ensure_events(TimestampTz received_at)
 		return;
 	lock_parent(&events_parent);
 	if (!OidIsValid(relation_oid(name)))
+	{
+		give_up_days(name);
 		make_leaf(&events_parent, name);
+	}
 }
 
 void
@@ -458,6 +488,17 @@ partition_record_days(const char *name)
 						 quote_identifier(name));
 
 	sql_execute(sql, 0, NULL, NULL, NULL, SPI_OK_INSERT);
+}
+
+void
+partition_forget_days(const char *name)
+{
+	Oid types[] = {TEXTOID};
+	Datum values[] = {CStringGetTextDatum(name)};
+
+	if (partition_knows_days())
+		sql_execute("DELETE FROM evstream.stored_days WHERE " LEAF_OF_DAYS " = $1", 1, types,
+					values, NULL, SPI_OK_DELETE);
 }
 
 bool

@@ -83,6 +83,15 @@ extern bool partition_oldest_month(PartitionStats stats, DateADT before, char na
 extern void partition_record_days(const char *name);
 
 /*
+ * Is there evstream.stored_days, the days of the events in each leaf of
+ * evstream.events?  Version 1.0 has none.
+ */
+extern bool partition_knows_days(void);
+
+/* Takes that leaf of evstream.events, whose days were recorded, out of it. */
+extern void partition_forget_days(const char *name);
+
+/*
  * Drops a leaf, if its locks and those of its parent can be had at once or
  * almost so; else returns false, and nothing has changed.
  */

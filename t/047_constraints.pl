@@ -45,6 +45,7 @@ sub stops_at
 	track(@$event);
 	ok(wait_for_sql($node, 'postgres', "SELECT bool_or(last_error ~ \$\$$why\$\$) FROM evstream_workers WHERE role = 'consumer'", 't'),
 		"$name: counting stops, and we are told why");
+	ok(wait_for_sql($node, 'postgres', q{SELECT evstream_health() #>> '{components,workers,status}'}, 'down'), "$name: so does the health");
 	sql($undo);
 	return all_counted("$name: then it goes on");
 }

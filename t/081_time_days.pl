@@ -74,6 +74,7 @@ my $day0 = date(0);
 is($node->safe_psql('postgres', q{SELECT string_agg(DISTINCT (received_at AT TIME ZONE 'UTC')::date::text, ',') FROM evstream_events}), join(',', date(4), date(5)),
 	'the leaf of the first day, five days ago, is dropped');
 is($node->safe_psql('postgres', "SELECT string_agg(day::text, ',') FROM evstream.unstored_days"), $day0, 'it is known that it had events of that day');
+is($node->safe_psql('postgres', q{SELECT string_agg(received_day::text, ',' ORDER BY received_day) FROM evstream.stored_days}), join(',', date(4), date(5)), 'and which days are in the other leaves');
 is($node->safe_psql('postgres', "SELECT event_count FROM evstream_daily_counts WHERE day = '$day0'"), 1, 'which are in the stats');
 my ($rc, $out, $err) = $node->psql('postgres', "SELECT evstream_rebuild('$day0', '" . date(5) . q{')});
 like($err, qr/1 of the days from .* cannot be rebuilt
