@@ -701,6 +701,7 @@ batch_store(Batch *batch)
 	bool day_known = false;
 
 	batch->nstored = batch->nduplicates = batch->ndead = batch->ntombstones = 0;
+	batch->only_days = PG_INT64_MAX;
 	for (int i = 0; i < nparts; i++)
 		if (!log_batch(&parts[i], i == 0, &day_known))
 			return false;
@@ -735,7 +736,6 @@ batch_store(Batch *batch)
 	any_new = batch->nstored > 0;
 	if (batch->ndead > 0)
 		store_dead_letters(batch);
-	batch->only_days = PG_INT64_MAX;
 	if (any_new && setting_store_events)
 		store_events(batch);
 	if (any_new)
