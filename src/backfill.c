@@ -53,7 +53,8 @@
 
 #define COLUMNS                                                                                    \
 	"e.event_id, e.user_id, e.event_type, e.occurred_at, e.received_at, e.item_id, e.amount,"      \
-	" e.user_tier, e.properties, l.topic, e.log_partition, e.log_offset, e.traceparent, e.log_id"
+	" e.user_tier, COALESCE(e.properties, '{}'), l.topic, e.log_partition, e.log_offset,"          \
+	" e.traceparent, e.log_id"
 
 enum
 {
@@ -356,6 +357,8 @@ read_stretch(Backfill *backfill, TimestampTz to, int64 limit)
 		NULL,
 		"SELECT " COLUMNS " FROM evstream.events e LEFT JOIN evstream.logs l ON l.log_id = e.log_id"
 		" WHERE e.received_at >= $1 AND e.received_at < $2"
+		/* without them it is an event no more */
+		" AND e.event_id IS NOT NULL AND e.user_id IS NOT NULL AND e.event_type IS NOT NULL"
 		" AND ($3 IS NULL OR e.received_at > $1 OR e.event_id > $3)"
 		" ORDER BY e.received_at, e.event_id LIMIT $4",
 		lengthof(types), types, params, param_nulls, false, 0);

@@ -126,7 +126,7 @@ batch_log_name(int32 log_id)
 	Datum values[1] = {Int32GetDatum(log_id)};
 
 	if (sql_execute(
-			"SELECT kind || COALESCE('/' || cluster_id || '/' || topic || '/' || incarnation, '') FROM evstream.logs WHERE log_id = $1",
+			"SELECT (kind || COALESCE('/' || cluster_id || '/' || topic || '/' || incarnation, ''))::pg_catalog.text FROM evstream.logs WHERE log_id = $1",
 			1, types, values, NULL, SPI_OK_SELECT) == 0)
 		elog(ERROR, "log %d does not exist", log_id);
 	return TextDatumGetCString(sql_column(0, 1, NULL));

@@ -349,7 +349,8 @@ retry_read_unit(void *arg)
 	Datum trace;
 
 	if (SPI_execute(
-			"SELECT r.id, r.log_id, r.log_partition, r.log_offset, r.record_key, r.record_value, r.record_timestamp,"
+			"SELECT r.id, r.log_id, r.log_partition, r.log_offset, r.record_key::pg_catalog.bytea,"
+			" r.record_value::pg_catalog.bytea, r.record_timestamp,"
 			/* 'escape' shows any byte, and a good traceparent as it is */
 			" (SELECT pg_catalog.encode(pg_catalog.decode(h ->> 1, 'base64'), 'escape')"
 			"   FROM pg_catalog.jsonb_array_elements(r.record_headers) WITH ORDINALITY AS e (h, n)"
@@ -366,7 +367,7 @@ retry_read_unit(void *arg)
 	memset(record, 0, sizeof(*record));
 	old = MemoryContextSwitchTo(consumer.batch_context);
 	unit->id = DatumGetInt64(SPI_getbinval(tuple, desc, 1, &isnull));
-	value = DatumGetByteaPCopy(SPI_getbinval(tuple, desc, 6, &isnull));
+	value = DatumGetByteaPCopy(sql_column(0, 6, NULL));
 	record->value = VARDATA(value);
 	record->value_len = VARSIZE(value) - VARHDRSZ;
 	record->timestamp_us =

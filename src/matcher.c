@@ -34,6 +34,7 @@
 #include "compat.h"
 #include "filter.h"
 #include "matcher_int.h"
+#include "sql.h"
 
 /* Rows that are read at a time. */
 #define READ_ROWS 1000
@@ -129,8 +130,8 @@ read_row(uint64 number, FilterRow *row)
 	Datum datum;
 
 	memset(row, 0, sizeof(*row));
-	row->version_id = DatumGetInt64(SPI_getbinval(tuple, desc, COL_VERSION_ID, &null));
-	row->subscriber = text_of(SPI_getbinval(tuple, desc, COL_SUBSCRIBER_ID, &null));
+	row->version_id = DatumGetInt64(sql_column(number, COL_VERSION_ID, NULL));
+	row->subscriber = text_of(sql_column(number, COL_SUBSCRIBER_ID, NULL));
 	for (int d = 0; d < DIM_COUNT; d++)
 	{
 		Datum *elements;
@@ -143,13 +144,18 @@ read_row(uint64 number, FilterRow *row)
 						  &nulls, &row->nvalues[d]);
 		row->values[d] = palloc(Max(row->nvalues[d], 1) * sizeof(EventText));
 		for (int i = 0; i < row->nvalues[d]; i++)
+		{
+			if (nulls[i])
+				elog(ERROR, "version " INT64_FORMAT " of a filter has a null in a list",
+					 row->version_id);
 			row->values[d][i] = text_of(elements[i]);
+		}
 	}
 	datum = SPI_getbinval(tuple, desc, COL_MIN_AMOUNT, &null);
 	row->min_amount = null ? NULL : DatumGetNumeric(datum);
 	datum = SPI_getbinval(tuple, desc, COL_PROPERTIES, &null);
 	row->properties = null ? NULL : DatumGetJsonbP(datum);
-	datum = SPI_getbinval(tuple, desc, COL_MADE_XID, &null);
+	datum = sql_column(number, COL_MADE_XID, NULL);
 	row->made_xid = U64FromFullTransactionId(DatumGetFullTransactionId(datum));
 	datum = SPI_getbinval(tuple, desc, COL_ENDED_XID, &null);
 	row->ended_xid = null ? 0 : U64FromFullTransactionId(DatumGetFullTransactionId(datum));

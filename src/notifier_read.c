@@ -109,10 +109,13 @@ read_partitions_unit(void *arg)
 
 /* ---- plans ---- */
 
+/* One without its names, as when somebody has made it anonymous, is an event no more. */
 #define EVENT_COLUMNS                                                                              \
 	"SELECT event_id, user_id, event_type, occurred_at, received_at, item_id, amount, user_tier,"  \
-	" properties, log_offset, traceparent FROM evstream.events"                                    \
-	" WHERE log_id = $1 AND log_partition = $2 AND received_at > $3 AND received_at <= $4"
+	" COALESCE(properties, '{}'), log_offset, traceparent FROM evstream.events"                    \
+	" WHERE log_id = $1 AND log_partition = $2 AND received_at > $3 AND received_at <= $4"         \
+	" AND event_id IS NOT NULL AND user_id IS NOT NULL AND event_type IS NOT NULL"                 \
+	" AND occurred_at IS NOT NULL AND log_offset IS NOT NULL"
 
 enum
 {

@@ -377,7 +377,7 @@ find_former_unit(void *arg)
 				"  WHERE v.subscriber_id = f.subscriber_id AND v.ended_xid IS NULL)",
 				0, NULL, NULL, NULL, SPI_OK_DELETE);
 	n = sql_execute(
-		"SELECT f.subscriber_id FROM evstream.former_subscribers f"
+		"SELECT f.subscriber_id::pg_catalog.text FROM evstream.former_subscribers f"
 		" WHERE f.expires_at < pg_catalog.now() OR f.expires_at IS NULL"
 		"  AND pg_catalog.pg_visible_in_snapshot(f.ended_xid, pg_catalog.pg_current_snapshot())"
 		"  AND NOT EXISTS (SELECT FROM evstream.batch_log b"

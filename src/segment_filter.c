@@ -165,7 +165,7 @@ segment_filter_kept(int32 segment_id, Relation rel)
 	MemoryContext context = CurrentMemoryContext;
 	IdFilter *filter = NULL;
 
-	if (can_keep() && sql_execute("SELECT filter FROM evstream.id_filters"
+	if (can_keep() && sql_execute("SELECT filter::pg_catalog.bytea FROM evstream.id_filters"
 								  " WHERE segment_id = $1 AND kind = $2 AND relfilenode = $3",
 								  3, types, values, NULL, SPI_OK_SELECT) > 0)
 	{

@@ -120,6 +120,27 @@ ok(wait_for_sql($node, 'postgres', q{SELECT bool_or(last_error ~ 'do not have th
 sql("ALTER TABLE evstream.outbox_$_ ALTER tracked_at TYPE timestamptz USING tracked_at::timestamptz") for 0 .. 2;
 all_counted('what waits there comes when they are right again');
 
+# ---- stored events that somebody has made anonymous ----
+
+$node->append_conf('postgresql.conf', "evstream.redis_url = '" . redis_start() . "'");
+$node->reload;
+my $notifier;
+ok(wait_for_sql($node, 'postgres', q{SELECT evstream_health() #>> '{components,redis,status}'}, 'ok'), 'there is a notifier');
+sql(q{SELECT evstream_subscribe('all'), evstream_wait('60 s')});
+ok(kill('STOP', $notifier = sql(q{SELECT pid FROM evstream_workers WHERE role = 'notifier'})), 'which sleeps');
+track("a-$_", qq({"n": $_})) for 1 .. 4;
+sql(q{SELECT evstream_wait('60 s', fan_out => false)});
+sql("ALTER TABLE evstream.events ALTER user_id DROP NOT NULL, ALTER properties DROP NOT NULL, ALTER event_id DROP NOT NULL;"
+	  . " UPDATE evstream.events SET user_id = NULL WHERE user_id = 'a-1'; UPDATE evstream.events SET properties = NULL WHERE user_id = 'a-2';"
+	  . " UPDATE evstream.events SET event_id = NULL WHERE user_id = 'a-3'");
+kill('CONT', $notifier);
+is(sql(q{SELECT evstream_wait('60 s')}), 't', 'it goes on');
+is(join(',', map { $_->[1] =~ /"user_id":"([^"]*)".*?("properties":\{.*?\}|$)/ ? "$1 $2" : $_->[1] } redis_stream('evstream:stream:all')), 'a-2 ,a-4 "properties":{"n": 4}', 'with what is an event still');
+is(sql(q{SELECT string_agg(user_id || ' ' || properties, ',' ORDER BY user_id) FROM evstream_backfill('all', '-infinity') WHERE user_id LIKE 'a-%'}), 'a-2 {},a-4 {"n": 4}', 'and so does a backfill');
+track('a-5');
+all_counted('all goes on');
+like(redis_cli('XREVRANGE', 'evstream:stream:all', '+', '-', 'COUNT', 1), qr/"a-5"/, 'to Redis, too');
+
 is(log_lines($node, qr/terminated by signal/), '', 'nothing has crashed');
 
 $node->stop;
