@@ -215,6 +215,8 @@ BEGIN
 			min(e.occurred_at), max(e.occurred_at), now()
 		FROM evstream.events e
 		WHERE evstream.day_of(e.occurred_at, zone) BETWEEN from_day AND to_day
+			-- else somebody has made it anonymous
+			AND e.user_id IS NOT NULL AND e.event_type IS NOT NULL
 		GROUP BY 1, 2, 3
 		ORDER BY 1, 2, 3;
 	GET DIAGNOSTICS nrows = ROW_COUNT;
@@ -232,6 +234,7 @@ BEGIN
 			FROM evstream.events e
 			WHERE e.item_id IS NOT NULL
 				AND evstream.day_of(e.occurred_at, zone) BETWEEN from_day AND to_day
+				AND e.user_id IS NOT NULL AND e.event_type IS NOT NULL
 			GROUP BY 1, 2, 3
 			ORDER BY 1, 2, 3;
 		GET DIAGNOSTICS nrows = ROW_COUNT;

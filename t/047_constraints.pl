@@ -141,6 +141,9 @@ track('a-5');
 all_counted('all goes on');
 like(redis_cli('XREVRANGE', 'evstream:stream:all', '+', '-', 'COUNT', 1), qr/"a-5"/, 'to Redis, too');
 
+sql("SELECT evstream_rebuild('$day', '$next')");
+is(sql(qq{SELECT string_agg(user_id, ',' ORDER BY user_id) FROM evstream_daily_counts WHERE day >= '$day' AND user_id LIKE 'a-%'}), 'a-2,a-3,a-4,a-5', 'nor is he counted after a rebuild');
+
 is(log_lines($node, qr/terminated by signal/), '', 'nothing has crashed');
 
 $node->stop;
