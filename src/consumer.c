@@ -628,15 +628,9 @@ consumer_local_loop(void)
 static void
 zone_unit(void *arg)
 {
-	bool isnull;
-
-	if (SPI_execute("SELECT time_zone::pg_catalog.text FROM evstream.state", true, 1) !=
-		SPI_OK_SELECT)
-		elog(ERROR, "could not read evstream.state");
-	if (SPI_processed > 0)
-		*(bool *) arg = strcmp(TextDatumGetCString(SPI_getbinval(
-								   SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)),
-							   setting_time_zone) == 0;
+	if (sql_execute("SELECT time_zone::pg_catalog.text FROM evstream.state", 0, NULL, NULL, NULL,
+					SPI_OK_SELECT) > 0)
+		*(bool *) arg = strcmp(TextDatumGetCString(sql_column(0, 1, NULL)), setting_time_zone) == 0;
 }
 
 static void
