@@ -92,33 +92,20 @@ $$;
 COMMENT ON FUNCTION evstream.day_text(date) IS 'A day in a message, whatever DateStyle is';
 REVOKE ALL ON FUNCTION evstream.day_text(date) FROM PUBLIC;
 
--- A partition may have been dropped, detached, emptied, or left out of a dump.
+-- Their partition may have been dropped, detached, emptied, or left out of a dump: then
+-- nothing is there of what was received on that day.
 CREATE FUNCTION evstream.days_not_stored(from_day date, to_day date) RETURNS TABLE (day date, time_zone text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-	leaf record;
-	is_there boolean;
-BEGIN
-	RETURN QUERY SELECT u.day, u.time_zone FROM evstream.unstored_days u WHERE u.day BETWEEN from_day AND to_day;
-	FOR leaf IN
-		SELECT DISTINCT s.received_day, c.oid::regclass AS name
-		FROM evstream.stored_days s
-			LEFT JOIN (pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid)
-				ON i.inhparent = 'evstream.events'::regclass AND NOT i.inhdetachpending
-					AND c.relname = to_char(s.received_day::timestamp, '"events_"YYYYMMDD')
-		WHERE s.day BETWEEN from_day AND to_day
-	LOOP
-		is_there := false;
-		IF leaf.name IS NOT NULL THEN
-			EXECUTE format('SELECT EXISTS (SELECT FROM %s)', leaf.name) INTO is_there;
-		END IF;
-		IF NOT is_there THEN
-			RETURN QUERY SELECT s.day, s.time_zone FROM evstream.stored_days s
-				WHERE s.received_day = leaf.received_day AND s.day BETWEEN from_day AND to_day;
-		END IF;
-	END LOOP;
-END
+	SELECT u.day, u.time_zone FROM evstream.unstored_days u WHERE u.day BETWEEN from_day AND to_day
+	UNION
+	SELECT s.day, s.time_zone
+	FROM (SELECT DISTINCT d.received_day FROM evstream.stored_days d WHERE d.day BETWEEN from_day AND to_day) r
+		JOIN evstream.stored_days s USING (received_day)
+	WHERE s.day BETWEEN from_day AND to_day
+		AND NOT EXISTS (SELECT FROM evstream.events e
+			WHERE e.received_at >= r.received_day::timestamp AT TIME ZONE 'UTC'
+				AND e.received_at < (r.received_day + 1)::timestamp AT TIME ZONE 'UTC')
 $$;
 COMMENT ON FUNCTION evstream.days_not_stored(date, date) IS 'Days with events that are not stored, or no longer';
 REVOKE ALL ON FUNCTION evstream.days_not_stored(date, date) FROM PUBLIC;
@@ -207,6 +194,15 @@ BEGIN
 			HINT = 'When it is, call evstream_resume().';
 	END IF;
 	PERFORM evstream.check_rebuild(from_day, to_day, zone);
+
+	-- what was counted in another zone is about to be counted on these days
+	INSERT INTO evstream.stored_days (received_day, day, time_zone)
+		SELECT o.received_day, lower(o.days) + n, zone
+		FROM (SELECT d.received_day, evstream.zone_days(d.day, d.time_zone, zone) * daterange(from_day, to_day, '[]') AS days
+				FROM evstream.stored_days d
+				WHERE d.time_zone <> zone AND d.day BETWEEN from_day - 2 AND to_day + 2) o
+			CROSS JOIN LATERAL generate_series(0, upper(o.days) - lower(o.days) - 1) n
+		ON CONFLICT DO NOTHING;
 
 	DELETE FROM evstream.daily_counts c WHERE c.day BETWEEN from_day AND to_day;
 	INSERT INTO evstream.daily_counts (user_id, day, event_type, event_count, amount_total,

@@ -490,7 +490,7 @@ log_batch(const BatchPart *bp, bool is_first, bool *day_known)
 			"   last_offset, last_timestamp, last_crc, last_received_at, tick, xid, id)"
 			" SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 FROM p"
 			" WHERE p.generation = $3 AND ($13 OR " NOT_PAUSED ")"
-			" ON CONFLICT DO NOTHING",
+			" ON CONFLICT (log_id, log_partition, generation, from_offset) DO NOTHING",
 			13, types, values, nulls, false, SPI_OK_INSERT) != 1;
 		i++)
 	{

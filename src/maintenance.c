@@ -225,7 +225,7 @@ drop_events(void *arg)
 
 	drop_leaf(turn);
 	if (turn->done)
-		partition_forget_days(turn->name);
+		partition_give_up_days(turn->name, false);
 }
 
 static bool

@@ -33,9 +33,6 @@
 /* How long a drop may hold up those who come after it. */
 #define DROP_LOCK_TIMEOUT "300ms"
 
-/* The leaf of a row of evstream.stored_days */
-#define LEAF_OF_DAYS "pg_catalog.to_char(received_day::timestamp, '\"events_\"YYYYMMDD')"
-
 /* The parents, with what their leaves have beside the columns. */
 typedef struct Parent
 {
@@ -259,22 +256,24 @@ partition_knows_days(void)
 	return OidIsValid(relation_oid("stored_days"));
 }
 
-/*
- * The leaf that is about to be made was there before, and somebody dropped it:
- * the events of then are not in this one.
- */
-static void
-give_up_days(const char *name)
+void
+partition_give_up_days(const char *name, bool if_empty)
 {
-	Oid types[] = {TEXTOID};
-	Datum values[] = {CStringGetTextDatum(name)};
+	Oid types[] = {TEXTOID, BOOLOID};
+	Datum values[] = {CStringGetTextDatum(name), BoolGetDatum(!if_empty)};
 
 	if (partition_knows_days())
-		sql_execute("WITH gone AS (DELETE FROM evstream.stored_days WHERE " LEAF_OF_DAYS " = $1"
-					" RETURNING day, time_zone)"
-					" INSERT INTO evstream.unstored_days (day, time_zone)"
-					" SELECT DISTINCT day, time_zone FROM gone ON CONFLICT DO NOTHING",
-					1, types, values, NULL, SPI_OK_INSERT);
+		sql_execute(
+			"WITH gone AS (DELETE FROM evstream.stored_days"
+			" WHERE pg_catalog.to_char(received_day::timestamp, '\"events_\"YYYYMMDD') = $1"
+			/* with the snapshot that sees these days: the events were committed with them */
+			" AND ($2 OR NOT EXISTS (SELECT FROM evstream.events"
+			"   WHERE received_at >= received_day::timestamp AT TIME ZONE 'UTC'"
+			"   AND received_at < (received_day + 1)::timestamp AT TIME ZONE 'UTC'))"
+			" RETURNING day, time_zone)"
+			" INSERT INTO evstream.unstored_days (day, time_zone)"
+			" SELECT DISTINCT day, time_zone FROM gone ON CONFLICT DO NOTHING",
+			2, types, values, NULL, SPI_OK_INSERT);
 }
 
 void
@@ -288,7 +287,7 @@ partition_ensure_events(TimestampTz received_at)
 	lock_parent(&events_parent);
 	if (!OidIsValid(relation_oid(name)))
 	{
-		give_up_days(name);
+		partition_give_up_days(name, false);
 		make_leaf(&events_parent, name);
 	}
 }
@@ -488,17 +487,6 @@ partition_record_days(const char *name)
 						 quote_identifier(name));
 
 	sql_execute(sql, 0, NULL, NULL, NULL, SPI_OK_INSERT);
-}
-
-void
-partition_forget_days(const char *name)
-{
-	Oid types[] = {TEXTOID};
-	Datum values[] = {CStringGetTextDatum(name)};
-
-	if (partition_knows_days())
-		sql_execute("DELETE FROM evstream.stored_days WHERE " LEAF_OF_DAYS " = $1", 1, types,
-					values, NULL, SPI_OK_DELETE);
 }
 
 bool

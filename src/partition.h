@@ -88,8 +88,12 @@ extern void partition_record_days(const char *name);
  */
 extern bool partition_knows_days(void);
 
-/* Takes that leaf of evstream.events, whose days were recorded, out of it. */
-extern void partition_forget_days(const char *name);
+/*
+ * The days of the events that were in that leaf of evstream.events can not be
+ * rebuilt any more: it is dropped, or made anew.  With if_empty: if none of
+ * those events is there.
+ */
+extern void partition_give_up_days(const char *name, bool if_empty);
 
 /*
  * Drops a leaf, if its locks and those of its parent can be had at once or

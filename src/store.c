@@ -15,6 +15,7 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "storage/bufmgr.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/fmgrprotos.h"
@@ -70,6 +71,9 @@ open_leaf(TimestampTz received_at)
 	if (!OidIsValid(relid))
 		elog(ERROR, "table \"evstream.%s\" does not exist", name);
 	bulk = bulk_open(relid, event_types, EV_COLUMNS, NULL, NULL);
+	/* somebody may have emptied it */
+	if (RelationGetNumberOfBlocks(bulk_relation(bulk)) == 0)
+		partition_give_up_days(name, true);
 	if (!bulk_relation(bulk)->rd_rel->relispartition)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -84,6 +84,7 @@ is(counts(), '2020-05-05 a 2', 'and the stats stay');
 # ---- dropped, and made again for what comes then ----
 
 track('c', '2020-05-09 12:00+00');
+refused('2020-05-01', '2020-05-31', '2020-05-05, 2020-05-07', 'nor when others come into it');
 find_leaf();
 sql("DROP TABLE $leaf");
 refused('2020-05-08', '2020-05-31', '2020-05-09', 'not when it was dropped');
@@ -97,12 +98,20 @@ is(counts(), '2020-05-05 a 2,2020-05-09 c 1,2020-05-09 e 1,2020-05-11 d 1', 'not
 
 # ---- a change of zone is done when all days were that can be ----
 
+track('f', '2020-06-05 23:30+00');
 sql(q{ALTER DATABASE postgres SET evstream.time_zone = 'Asia/Tokyo'});
 sql('SELECT evstream_restart()');
 ok(wait_for_sql($node, 'postgres', q{SELECT time_zone = 'Asia/Tokyo' AND rebuild_needed FROM evstream.state}, 't'), 'the workers count in another zone');
 refused('2020-05-09', '2020-05-31', '2020-05-09', 'a day that is gone is also in another zone');
-rebuild('2020-05-11', '2020-05-31');
+rebuild('2020-05-11', '2020-06-30');
 is(sql('SELECT rebuild_needed FROM evstream.state'), 'f', 'and is not waited for');
+like(counts(), qr/2020-06-06 f 1/, 'one is of another day there');
+find_leaf();
+sql("DROP TABLE $leaf");
+sql(q{ALTER DATABASE postgres RESET evstream.time_zone});
+sql('SELECT evstream_restart()');
+ok(wait_for_sql($node, 'postgres', q{SELECT time_zone = 'UTC' FROM evstream.state}, 't'), 'back again');
+refused('2020-06-06', '2020-06-06', '2020-06-06', 'which stays as it is when the events are gone');
 
 $node->stop;
 done_testing();

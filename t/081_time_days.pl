@@ -82,6 +82,15 @@ like($err, qr/1 of the days from .* cannot be rebuilt
 is($node->safe_psql('postgres', "SELECT evstream_rebuild('" . date(4) . "', '" . date(5) . q{')}), 4, 'others can');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM evstream_dead_letters'), 0, 'the dead letter of the first day is gone, too');
 
+$node->safe_psql('postgres', 'TRUNCATE evstream.events_' . (date(4) =~ s/-//gr));
+sub cannot_rebuild
+{
+	my ($day, $name) = @_;
+	my (undef, undef, $error) = $node->psql('postgres', "SELECT evstream_rebuild('$day', '$day')");
+	return like($error, qr/1 of the days from .* cannot be rebuilt/, $name);
+}
+cannot_rebuild(date(4), 'nor one of which somebody has emptied the leaf');
+
 # the segment was closed on day 4; the window ends with the third day with events behind it
 day(8);
 is(is_new('other 8'), 1, 'the second day with events behind the segment');
@@ -107,6 +116,8 @@ is(is_new('other 12'), 1, 'two days later');
 maintained();
 is(is_new('after'), 0, 'the id is known as long as without that');
 is(is_new('before'), 0, 'and one of before');
+is($node->safe_psql('postgres', "SELECT to_regclass('evstream.events_" . (date(4) =~ s/-//gr) . "')"), '', 'the emptied leaf has expired, too');
+cannot_rebuild(date(4), 'and its day cannot be rebuilt, as before');
 is($node->safe_psql('postgres', 'SELECT max(day) FROM evstream.received_days'), date(30), 'the received day does not go back');
 
 
@@ -118,7 +129,7 @@ maintained();
 ok(wait_for_sql($node, 'postgres', 'SELECT count(*) FROM evstream_daily_totals', 0), 'months later it is dropped with its month');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM evstream_daily_counts'), 0, 'in all stats');
 is(is_new('later'), 1, 'and what comes is counted');
-is(count_log($node, qr/ERROR|PANIC|TRAP|terminated by signal|was terminated/), 1, 'the log has no error but that of the rebuild');
+is(count_log($node, qr/ERROR|PANIC|TRAP|terminated by signal|was terminated/), 3, 'the log has no error but those of the rebuilds');
 
 $node->stop('fast');
 done_testing();
