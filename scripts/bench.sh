@@ -56,8 +56,8 @@
 # GROWTH_ROWS that growth begins with (10000000), GROWTH_EVENTS of each of its runs (2000000)
 # FANOUT_EVENTS of fanout (200000); LATENCY_RATE of latency (1000 a second)
 # RELAY_EVENTS of relay (1000000)
-# SECONDS_EACH  of a run of track and its like (5), of embedded (20), of idle (10) and of
-#            latency (8)
+# SECONDS_EACH  of a run of track and its like (5), of embedded (20), of idle (8) and of
+#            latency (6)
 # KEEP       not empty: the server's directory stays
 #
 # The table at the end goes to results/bench.json as well. Exit status: 0 all aims
@@ -81,7 +81,7 @@ RELAY_EVENTS=${RELAY_EVENTS:-1000000}
 IDLE_SECONDS=${SECONDS_EACH:-8}
 FANOUT_EVENTS=${FANOUT_EVENTS:-200000}
 LATENCY_RATE=${LATENCY_RATE:-1000}
-LATENCY_SECONDS=${SECONDS_EACH:-8}
+LATENCY_SECONDS=${SECONDS_EACH:-6}
 SEED=1
 
 for line in $LINES; do

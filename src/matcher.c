@@ -34,7 +34,6 @@
 #include "compat.h"
 #include "filter.h"
 #include "matcher_int.h"
-#include "sql.h"
 
 /* Rows that are read at a time. */
 #define READ_ROWS 1000
@@ -120,6 +119,18 @@ text_of(Datum datum)
 	return (EventText){VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value)};
 }
 
+/* A column that is never null, unless somebody has changed the table. */
+static Datum
+column(uint64 row, int number)
+{
+	bool null;
+	Datum datum = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, number, &null);
+
+	if (null)
+		elog(ERROR, "unexpected null in column %d of a filter", number);
+	return datum;
+}
+
 /* A row of the last result; memory: the current context, and the result. */
 static void
 read_row(uint64 number, FilterRow *row)
@@ -130,8 +141,8 @@ read_row(uint64 number, FilterRow *row)
 	Datum datum;
 
 	memset(row, 0, sizeof(*row));
-	row->version_id = DatumGetInt64(sql_column(number, COL_VERSION_ID, NULL));
-	row->subscriber = text_of(sql_column(number, COL_SUBSCRIBER_ID, NULL));
+	row->version_id = DatumGetInt64(column(number, COL_VERSION_ID));
+	row->subscriber = text_of(column(number, COL_SUBSCRIBER_ID));
 	for (int d = 0; d < DIM_COUNT; d++)
 	{
 		Datum *elements;
@@ -155,7 +166,7 @@ read_row(uint64 number, FilterRow *row)
 	row->min_amount = null ? NULL : DatumGetNumeric(datum);
 	datum = SPI_getbinval(tuple, desc, COL_PROPERTIES, &null);
 	row->properties = null ? NULL : DatumGetJsonbP(datum);
-	datum = sql_column(number, COL_MADE_XID, NULL);
+	datum = column(number, COL_MADE_XID);
 	row->made_xid = U64FromFullTransactionId(DatumGetFullTransactionId(datum));
 	datum = SPI_getbinval(tuple, desc, COL_ENDED_XID, &null);
 	row->ended_xid = null ? 0 : U64FromFullTransactionId(DatumGetFullTransactionId(datum));
