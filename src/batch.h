@@ -115,7 +115,7 @@ typedef struct Batch
 	int64 nduplicates;
 	int64 ndead;
 	int64 ntombstones;
-	int64 only_days; /* for batch.c, from the storing to batch_stored() */
+	int64 only_days; /* for batch.c, until batch_stored() */
 } Batch;
 
 /* Finds the log of a topic (the newest incarnation), or makes one. */

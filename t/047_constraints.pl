@@ -76,6 +76,11 @@ stops_at(
 	'DROP INDEX evstream.extra',
 	'another unique index on the stats');
 stops_at(
+	'CREATE UNIQUE INDEX extra ON evstream.batch_log (log_id) WHERE from_offset >= ' . sql('SELECT max(from_offset) FROM evstream.batch_log WHERE log_id = 1'),
+	['u-1'], 'violates unique constraint .*extra',
+	'DROP INDEX evstream.extra',
+	'another unique index on the batch log');
+stops_at(
 	q{CREATE TABLE evstream.daily_counts_2020 PARTITION OF evstream.daily_counts (PRIMARY KEY (user_id, day, event_type)) FOR VALUES FROM ('2020-01-01') TO ('2021-01-01')},
 	[ 'u-1', '{}', '2020-05-05 12:00+00' ], 'violates partition constraint',
 	'DROP TABLE evstream.daily_counts_2020',
